@@ -1,0 +1,358 @@
+"""Every number of a model and every default of a command, each written once.
+
+A model is a folder: `config.json` (a `ModelConfig`) beside safetensors files. What training and
+inference must agree on lives here and is never a command-line option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from emo_cli.errors import EmoError
+
+Solver = Literal["ddim", "dpm++", "unipc"]
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Shape of Backbone and ReferenceNet, one entry per level from the finest to the coarsest."""
+
+    widths: tuple[int, ...]
+    layers_per_block: int  # residual blocks on the way down; one more on the way up
+    attention: tuple[bool, ...]  # levels with a spatial transformer
+    self_attention: tuple[bool, ...]  # levels whose spatial transformer attends to itself
+    heads: tuple[int, ...]
+    reference_pool: tuple[int, ...]  # reference K/V pooled by this factor
+    temporal: tuple[bool, ...]  # levels with temporal modules
+    temporal_in_middle: bool  # AnimateDiff v1.5-2 has a mid-block module, v1.5-3 has none
+    temporal_self_attentions: int  # AnimateDiff: 2
+    feed_forward_factor: int
+    norm_groups: int
+    time_width: int
+    reference_time: bool  # ReferenceNet keeps SD's time embedding, at timestep 0
+    concatenate_reference: bool  # reference latent beside the noisy latents at the input
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """`kl` is diffusers' AutoencoderKL of SD 1.5; `patch` our small one with its PCA path."""
+
+    kind: Literal["kl", "patch"]
+    latent_channels: int
+    factor: int  # picture pixels per latent pixel
+    scaling: float
+    encoder_widths: tuple[int, ...]
+    encoder_blocks: tuple[int, ...]
+    decoder_widths: tuple[int, ...]
+    decoder_blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioConfig:
+    """Shape of the Wav2Vec2Model and of the projector that turns a window into tokens."""
+
+    conv_dim: tuple[int, ...]
+    conv_kernel: tuple[int, ...]
+    conv_stride: tuple[int, ...]
+    conv_bias: bool
+    feature_norm: Literal["group", "layer"]
+    stable_layer_norm: bool
+    hidden_width: int
+    num_layers: int
+    num_heads: int
+    feed_forward_width: int
+    position_kernel: int
+    position_groups: int
+    window_s: float  # windowed encoding is our definition of the features
+    context_s: float
+    projector_frame_width: int
+    projector_width: int
+    num_tokens: int
+    token_width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    """Speed buckets in degrees of head rotation per frame at 25 fps (EMO sec. 3.2)."""
+
+    centres: tuple[float, ...]
+    radii: tuple[float, ...]
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """Noise schedule, prediction type, and the sampling the model was made for."""
+
+    prediction: Literal["epsilon", "v_prediction"]
+    beta_schedule: Literal["scaled_linear", "linear"]
+    beta_start: float
+    beta_end: float
+    zero_terminal_snr: bool
+    spacing: Literal["leading", "trailing"]
+    shared_noise: float  # share of the noise variance common to all frames of a clip
+    solver: Solver
+    steps: int
+    guidance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """All of `config.json`. Null conditions are zeros: reference maps (and the concatenated
+    latent), audio features, motion maps; training drops to the same zeros."""
+
+    format: int
+    name: str
+    picture_size: int
+    fps: int
+    clip_frames: int
+    motion_frames: int
+    window: int  # m: neighbours on each side in audio and speed windows
+    unet: UNetConfig
+    autoencoder: AutoencoderConfig
+    audio: AudioConfig
+    speed: SpeedConfig
+    diffusion: DiffusionConfig
+    face_locator_widths: tuple[int, ...]
+    untrained: bool
+    trained_stages: tuple[str, ...]
+
+    @property
+    def latent_size(self) -> int:
+        return self.picture_size // self.autoencoder.factor
+
+    @property
+    def audio_feature_width(self) -> int:
+        """Width of A(f): all wav2vec layers side by side."""
+        return self.audio.num_layers * self.audio.hidden_width
+
+
+FULL = ModelConfig(
+    format=FORMAT,
+    name="full",
+    picture_size=512,
+    fps=25,
+    clip_frames=12,
+    motion_frames=4,
+    window=2,
+    unet=UNetConfig(
+        widths=(320, 640, 1280, 1280),
+        layers_per_block=2,
+        attention=(True, True, True, False),
+        self_attention=(True, True, True, False),
+        heads=(8, 8, 8, 8),
+        reference_pool=(1, 1, 1, 1),
+        temporal=(True, True, True, True),
+        temporal_in_middle=False,
+        temporal_self_attentions=2,
+        feed_forward_factor=4,
+        norm_groups=32,
+        time_width=1280,
+        reference_time=True,
+        concatenate_reference=False,
+    ),
+    autoencoder=AutoencoderConfig(
+        kind="kl",
+        latent_channels=4,
+        factor=8,
+        scaling=0.18215,
+        encoder_widths=(128, 256, 512, 512),
+        encoder_blocks=(2, 2, 2, 2),
+        decoder_widths=(128, 256, 512, 512),
+        decoder_blocks=(2, 2, 2, 2),
+    ),
+    audio=AudioConfig(
+        conv_dim=(512,) * 7,
+        conv_kernel=(10, 3, 3, 3, 3, 2, 2),
+        conv_stride=(5, 2, 2, 2, 2, 2, 2),
+        conv_bias=False,
+        feature_norm="group",
+        stable_layer_norm=False,
+        hidden_width=768,
+        num_layers=12,
+        num_heads=12,
+        feed_forward_width=3072,
+        position_kernel=128,
+        position_groups=16,
+        window_s=20.0,
+        context_s=3.0,
+        projector_frame_width=512,
+        projector_width=1024,
+        num_tokens=16,
+        token_width=768,
+    ),
+    speed=SpeedConfig(
+        centres=(0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.3, 1.6, 1.9),
+        radii=(0.1, 0.1, 0.15, 0.25, 0.3, 0.3, 0.3, 0.3, 0.3),
+        width=256,
+    ),
+    diffusion=DiffusionConfig(
+        prediction="epsilon",
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        zero_terminal_snr=False,
+        spacing="leading",
+        shared_noise=0.0,
+        solver="ddim",
+        steps=40,
+        guidance=3.5,
+    ),
+    face_locator_widths=(16, 32, 64),
+    untrained=True,
+    trained_stages=(),
+)
+
+MINI = dataclasses.replace(
+    FULL,
+    name="mini",
+    picture_size=256,
+    unet=UNetConfig(
+        widths=(64, 128, 128),
+        layers_per_block=1,
+        attention=(True, True, True),
+        self_attention=(False, True, True),
+        heads=(2, 4, 4),
+        reference_pool=(2, 1, 1),
+        temporal=(True, True, True),
+        temporal_in_middle=True,
+        temporal_self_attentions=1,
+        feed_forward_factor=2,
+        norm_groups=16,
+        time_width=256,
+        reference_time=False,
+        concatenate_reference=True,
+    ),
+    autoencoder=AutoencoderConfig(
+        kind="patch",
+        latent_channels=16,
+        factor=8,
+        scaling=1.0,
+        encoder_widths=(32, 64, 96),
+        encoder_blocks=(1, 1, 2),
+        decoder_widths=(32, 64, 160),
+        decoder_blocks=(1, 2, 3),
+    ),
+    audio=AudioConfig(
+        conv_dim=(32, 64, 96, 96, 128, 128, 128),
+        conv_kernel=(10, 3, 3, 3, 3, 2, 2),
+        conv_stride=(5, 2, 2, 2, 2, 2, 2),
+        conv_bias=True,
+        feature_norm="layer",
+        stable_layer_norm=True,
+        hidden_width=144,
+        num_layers=4,
+        num_heads=4,
+        feed_forward_width=288,
+        position_kernel=32,
+        position_groups=16,
+        window_s=20.0,
+        context_s=3.0,
+        projector_frame_width=128,
+        projector_width=192,
+        num_tokens=5,
+        token_width=128,
+    ),
+    speed=dataclasses.replace(FULL.speed, width=64),
+    diffusion=DiffusionConfig(
+        prediction="v_prediction",
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        zero_terminal_snr=True,
+        spacing="trailing",
+        shared_noise=0.5,
+        solver="ddim",
+        steps=8,
+        guidance=1.0,
+    ),
+    face_locator_widths=(8, 16, 32),
+)
+
+PRESETS = {"full": FULL, "mini": MINI}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """What one video is made with; None means the model's own choice."""
+
+    speed: float = 1.0  # degrees of head rotation per frame at 25 fps
+    steps: int | None = None
+    solver: Solver | None = None
+    guidance: float | None = None  # of reference and audio together; 1 costs one forward
+    audio_guidance: float | None = None  # of audio alone; None: the same as `guidance`
+    seed: int = 0
+    face_region: str = "box"  # box | wide | tall | all | X0,Y0,X1,Y1 in pixels of the portrait
+    face: int | None = None  # which face, counted from 1, largest first
+    start_s: float = 0.0
+    duration_s: float | None = None
+
+
+def to_json(config: Any) -> str:
+    """A config dataclass as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_dict(cls: type, values: Any, where: str) -> Any:
+    """A config dataclass from plain JSON values, strictly.
+
+    Raises: EmoError that names the key that is missing, unknown or of the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise EmoError(f"{where} should be an object", "Get the model folder again.")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    for name in sorted(fields ^ values.keys()):
+        problem = "is missing" if name in fields else "is not known"
+        raise EmoError(
+            f"{where}: '{name}' {problem}", "The folder was made by another version of emo."
+        )
+    return cls(**{name: _value(hints[name], values[name], f"{where}.{name}") for name in fields})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_value(typing.get_args(hint)[0], item, where) for item in value)
+    if origin is Literal and value in typing.get_args(hint):
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        return _value(typing.get_args(hint)[0], value, where)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise EmoError(f"{where}: {value!r} does not fit", "Get the model folder again.")
+
+
+def read_model_config(path: Path) -> ModelConfig:
+    """`config.json` of a model folder.
+
+    Raises: EmoError when it is absent, not JSON, of another format, or has a wrong key.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise EmoError(
+            f"{path.parent} is no model: it has no config.json",
+            "--model takes 'mini' or a folder made by `emo train`.",
+        ) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise EmoError(f"cannot read {path}: {error}", "Get the model folder again.") from error
+    if isinstance(values, dict) and values.get("format") != FORMAT:
+        raise EmoError(
+            f"{path} has format {values.get('format')!r}; this emo reads {FORMAT}",
+            "Upgrade emo-cli, or train the model again.",
+        )
+    return from_dict(ModelConfig, values, path.name)
