@@ -87,7 +87,11 @@ class PatchAutoencoder(nn.Module):
         self.encoder = PatchEncoder(config.encoder_widths, config.encoder_blocks, channels)
         self.decoder = PatchDecoder(config.decoder_widths, config.decoder_blocks, channels)
         self.linear_encoder = nn.Conv2d(3, channels, factor, stride=factor)
-        self.linear_decoder = nn.ConvTranspose2d(channels, 3, factor, stride=factor)
+        # 3x3 latents make one patch: the neighbours' taps start at zero and learn to join patches.
+        self.linear_decoder = nn.Conv2d(
+            channels, 3 * factor**2, 3, padding=1, padding_mode="replicate"
+        )
+        self.place_patches = nn.PixelShuffle(factor)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """[N, 3, H, W] in [-1, 1] -> scaled latents [N, C, h, w]; H and W divide by the factor."""
@@ -102,18 +106,18 @@ class PatchAutoencoder(nn.Module):
         return _in_slices(self._decode, latents / self.scaling, slice_size)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        return self.linear_decoder(latents) + self.decoder(latents)
+        return self.place_patches(self.linear_decoder(latents)) + self.decoder(latents)
 
     @torch.no_grad()
     def initialise_from_patches(self, pictures: Tensor) -> None:
         """Set the linear path to the PCA of the pictures' patches; pictures [N, 3, H, W]."""
-        weight, bias, inverse, mean = patch_pca(
-            pictures, self.linear_encoder.out_channels, self.linear_encoder.stride[0]
-        )
+        channels, _, size, _ = self.linear_encoder.weight.shape
+        weight, bias, inverse, mean = patch_pca(pictures, channels, size)
         self.linear_encoder.weight.copy_(weight / self.scaling)
         self.linear_encoder.bias.copy_(bias / self.scaling)  # type: ignore[union-attr]
-        self.linear_decoder.weight.copy_(inverse * self.scaling)
-        self.linear_decoder.bias.copy_(mean)  # type: ignore[union-attr]
+        self.linear_decoder.weight.zero_()
+        self.linear_decoder.weight[:, :, 1, 1] = self.scaling * inverse.flatten(1).T
+        self.linear_decoder.bias.copy_(mean.repeat_interleave(size**2))  # type: ignore[union-attr]
 
 
 class KLAutoencoder(nn.Module):
@@ -182,8 +186,8 @@ def patch_pca(pictures: Tensor, channels: int, size: int) -> tuple[Tensor, Tenso
     std 1. Whitening (std 1 each) would let latent noise hit brightness as hard as fine detail;
     1 / sqrt(s_i) is the scaling that loses least to noise of equal strength in every channel.
 
-    Returns: encoder weight [C, 3, size, size] and bias [C], decoder weight of the same shape for
-    a transposed convolution, and its bias [3].
+    Returns: encoder weight [C, 3, size, size] and bias [C]; the patch that one unit of each
+    channel adds, [C, 3, size, size]; the mean colour [3].
     """
     patches = functional.pixel_unshuffle(pictures.double(), size)  # [N, 3 * size**2, h, w]
     patches = patches.permute(0, 2, 3, 1).flatten(0, 2)  # [P, 3 * size**2]

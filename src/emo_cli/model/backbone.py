@@ -1,0 +1,170 @@
+"""Backbone: denoises the frames of a clip under all conditions (EMO sec. 3.2).
+
+Three speeds of work: `prepare_video` once per video, `prepare_clip` once per clip, `forward` at
+every denoising step.
+
+Shapes: B clips (a multiple of it with guidance), F frames, M motion frames, C latent channels,
+H W latent size, N = H*W tokens, S picture size, A audio tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emo_cli.config import ModelConfig
+from emo_cli.model.audio_layers import AudioProjector
+from emo_cli.model.face_locator import FaceLocator
+from emo_cli.model.layers import Folded, fold_frames, unfold_frames
+from emo_cli.model.reference_net import has_spatial, has_temporal
+from emo_cli.model.spatial import BackboneBlock, BackboneTransformer, KeysValues
+from emo_cli.model.speed import SpeedEncoder
+from emo_cli.model.temporal import TemporalModule, TemporalState
+from emo_cli.model.unet import MIDDLE, Layers, UNet, Visit
+
+
+class VideoState(NamedTuple):
+    """Kept for a video."""
+
+    reference: list[KeysValues]  # per spatial layer
+    face: Tensor  # [B, C, H, W] added to the noisy latents
+    portrait: Tensor | None  # [B, C, H, W] beside the noisy latents, where the model wants it
+
+
+class ClipState(NamedTuple):
+    """Kept for a clip."""
+
+    audio: list[Folded]  # per spatial layer
+    temporal: list[TemporalState]  # per temporal layer; empty: a picture, not a clip
+
+
+class Backbone(UNet):
+    """SD 1.5's U-Net with reference-, audio- and temporal layers, face locator and speed."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        unet, channels = config.unet, config.autoencoder.latent_channels
+        layers = Layers(
+            spatial=lambda level: _spatial(config, level),
+            temporal=lambda level: _temporal(config, level),
+        )
+        inputs = channels * (2 if unet.concatenate_reference else 1)
+        super().__init__(unet, inputs, layers, has_time=True)
+        self.conv_norm_out = nn.GroupNorm(unet.norm_groups, unet.widths[0], eps=1e-5)
+        self.conv_out = nn.Conv2d(unet.widths[0], channels, 3, padding=1)
+        self.face_locator = FaceLocator(
+            config.face_locator_widths, channels, config.autoencoder.factor
+        )
+        self.audio_projector = AudioProjector(config.audio, config.window)
+        self.speed_encoder = SpeedEncoder(config.speed, config.window)
+        self.motion_frames = config.motion_frames
+        self.concatenate_reference = unet.concatenate_reference
+
+    def spatial_layers(self) -> list[BackboneTransformer]:
+        """In the order of the walk."""
+        return [m for m in self._walk_order() if isinstance(m, BackboneTransformer)]
+
+    def temporal_layers(self) -> list[TemporalModule]:
+        """In the order of the walk."""
+        return [m for m in self._walk_order() if isinstance(m, TemporalModule)]
+
+    def _walk_order(self) -> list[nn.Module]:
+        blocks = [*self.down_blocks, self.mid_block, *self.up_blocks]
+        return [m for block in blocks for m in block.modules()]
+
+    def prepare_video(
+        self, reference: list[Tensor], face_region: Tensor, portrait: Tensor
+    ) -> VideoState:
+        """Project what the portrait gives.
+
+        reference: ReferenceNet's features [B, N, C] per spatial layer; face_region
+        [B, 1, S, S]; portrait latents [B, C, H, W].
+        """
+        layers = self.spatial_layers()
+        keys_values = [
+            layer.reference_keys_values(x) for layer, x in zip(layers, reference, strict=True)
+        ]
+        face = self.face_locator(face_region)
+        return VideoState(keys_values, face, portrait if self.concatenate_reference else None)
+
+    def prepare_clip(self, audio: Tensor, motion: list[Tensor], speed: Tensor) -> ClipState:
+        """Project what sound, motion frames and speed give.
+
+        audio [B, F, 2m+1, L*D]; motion features [B, M, C, H, W] per temporal layer, or an
+        empty list for single pictures; speed [B, F, 2m+1] degrees per frame.
+        """
+        tokens = self.audio_projector(audio)
+        folded = [layer.fold_audio(tokens) for layer in self.spatial_layers()]
+        if not motion:
+            return ClipState(folded, [])
+        features = self.speed_encoder(speed, self.motion_frames)
+        layers = self.temporal_layers()
+        states = [layer.prepare(x, features) for layer, x in zip(layers, motion, strict=True)]
+        return ClipState(folded, states)
+
+    def zero_motion(self, batch: int, latent_size: int, like: Tensor) -> list[Tensor]:
+        """Zero feature maps for a first clip, [B, M, C, H, W] per temporal layer."""
+        maps = []
+        for block, level in self._levels():
+            scale = 2**level
+            side = latent_size // scale
+            for module in block.motion_modules:
+                width = module.proj_in.in_features
+                maps.append(like.new_zeros(batch, self.motion_frames, width, side, side))
+        return maps
+
+    def _levels(self) -> list[tuple[nn.Module, int]]:
+        """Blocks in the order of the walk, with the level that gives their resolution."""
+        down = list(enumerate(self.down_blocks))
+        last = len(down) - 1
+        up = [(block, last - index) for index, block in enumerate(self.up_blocks)]
+        return [(block, level) for level, block in down] + [(self.mid_block, last)] + up
+
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, video: VideoState, clip: ClipState
+    ) -> Tensor:
+        """Noisy latents [B, F, C, H, W] at timesteps [B] -> predicted noise, or v, same shape."""
+        frames = latents.shape[1]
+        x = latents + video.face[:, None]
+        if video.portrait is not None:
+            x = torch.cat([x, video.portrait[:, None].expand_as(latents)], 2)
+        x = fold_frames(x).contiguous(memory_format=torch.channels_last)
+        time = self.time_embedding(timesteps).repeat_interleave(frames, 0)
+
+        reference, audio, temporal = iter(video.reference), iter(clip.audio), iter(clip.temporal)
+
+        def spatial(layer: nn.Module, x: Tensor) -> Tensor:
+            return layer(x, next(reference), next(audio))
+
+        def over_time(layer: nn.Module, x: Tensor) -> Tensor:
+            return layer(x, next(temporal)) if clip.temporal else x
+
+        x = self.walk(x, time, Visit(spatial, over_time))
+        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return unfold_frames(x, frames)
+
+
+def _spatial(config: ModelConfig, level: int) -> nn.Module | None:
+    unet = config.unet
+    if not has_spatial(unet, level):
+        return None
+    width, heads = unet.widths[level], unet.heads[level]
+    itself = level == MIDDLE or unet.self_attention[level]
+    block = BackboneBlock(width, heads, unet.feed_forward_factor, itself, config.audio.token_width)
+    return BackboneTransformer(width, unet.norm_groups, block, unet.reference_pool[level])
+
+
+def _temporal(config: ModelConfig, level: int) -> nn.Module | None:
+    unet = config.unet
+    if not has_temporal(unet, level):
+        return None
+    return TemporalModule(
+        unet.widths[level],
+        heads=unet.heads[level],
+        groups=unet.norm_groups,
+        factor=unet.feed_forward_factor,
+        self_attentions=unet.temporal_self_attentions,
+        speed_width=config.speed.width,
+    )

@@ -1,0 +1,179 @@
+"""Model folders: `config.json`, one safetensors file a part, and their `SHA256SUMS`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from emo_cli.config import ModelConfig, read_model_config, to_json
+from emo_cli.errors import EmoError
+from emo_cli.model.emo_model import PARTS, EmoModel, key_in_file, part_of
+
+SUMS = "SHA256SUMS"
+EMBEDDED = Path(__file__).parent.parent / "mini"
+
+
+def model_folder(name: str | Path) -> Path:
+    """`mini` (inside the package) or a path -> the folder.
+
+    Raises: EmoError for `full`, whose weights nobody has published, and for absent folders.
+    """
+    if str(name) == "mini":
+        return EMBEDDED
+    if str(name) == "full" and not Path(name).is_dir():
+        raise EmoError(
+            "there are no published weights for 'full': the paper's were never released",
+            "Get its parents with `emo download full`, train it with `emo train`, then pass "
+            "the run's folder to --model.",
+        )
+    if not Path(name).is_dir():
+        raise EmoError(
+            f"no model at {name}", "--model takes 'mini' or a folder made by `emo train`."
+        )
+    return Path(name)
+
+
+def load_model(
+    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> EmoModel:
+    """Read a model folder, verified and strict, in evaluation mode.
+
+    Raises: EmoError when a file is absent, has a wrong digest, a missing, extra or misshapen
+    tensor, or a value that is not finite.
+    """
+    config = read_model_config(folder / "config.json")
+    sums = read_sums(folder)
+    with torch.device("meta"):
+        model = EmoModel(config)
+    tensors: dict[str, Tensor] = {}
+    for part in PARTS:
+        file = folder / f"{part}.safetensors"
+        names = {key_in_file(n): n for n in model.state_dict() if part_of(n) == part}
+        values = _read_part(file, part, sums)
+        check_keys({key: model.state_dict()[name] for key, name in names.items()}, values, file)
+        tensors |= {names[key]: value for key, value in values.items()}
+    model.load_state_dict(tensors, strict=True, assign=True)
+    # The audio encoder stays in fp32: it runs once per file, and bf16 loses soft sounds.
+    model.to(device=device, dtype=dtype).audio_encoder.float()
+    model.requires_grad_(False)
+    return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def save_model(model: EmoModel, folder: Path, *, dtype: torch.dtype) -> None:
+    """Write all parts, their digests, and last the config: a half-written folder does not load."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = model.state_dict()
+    for part in PARTS:
+        tensors = {key_in_file(n): t for n, t in state.items() if part_of(n) == part}
+        write_part(folder, part, tensors, dtype=dtype)
+    write_config(folder, model.config)
+
+
+def write_part(folder: Path, part: str, tensors: dict[str, Tensor], *, dtype: torch.dtype) -> None:
+    """Write one part's file and its line in `SHA256SUMS`, each under a temporary name first."""
+    stored = {
+        name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()
+    }
+    file = folder / f"{part}.safetensors"
+    temporary = file.with_suffix(".tmp")
+    save_file(stored, temporary)
+    os.replace(temporary, file)
+    sums = read_sums(folder) if (folder / SUMS).exists() else {}
+    sums[file.name] = sha256(file)
+    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+    _write_text(folder / SUMS, text)
+
+
+def write_config(folder: Path, config: ModelConfig) -> None:
+    """Write `config.json` in one step."""
+    _write_text(folder / "config.json", to_json(config))
+
+
+def model_digest(folder: Path) -> str:
+    """sha256 over the config and the digests of all parts: names a model in reports."""
+    digest = hashlib.sha256()
+    for name in ("config.json", SUMS):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """File name -> sha256, from `SHA256SUMS` in the format of the command sha256sum."""
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EmoError(f"cannot read {folder / SUMS}", "Get the model folder again.") from error
+    pairs = (line.split(maxsplit=1) for line in lines if line.strip())
+    return {name: digest for digest, name in pairs}
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal digest of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_keys(expected: dict[str, Tensor], found: dict[str, Tensor], source: Path | str) -> None:
+    """Every tensor is there once, with the right shape.
+
+    Raises: EmoError that names the first tensor that is missing, unknown or misshapen.
+    """
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"{name} is not known" for name in sorted(found.keys() - expected.keys())]
+    problems += [
+        f"{name} has shape {list(found[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise EmoError(
+            f"{source} does not fit: {problems[0]}{more}", "Is it the right file for this model?"
+        )
+
+
+def check_finite(tensors: dict[str, Tensor], source: Path | str) -> None:
+    """Raises: EmoError that names the first tensor with NaN or infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise EmoError(
+                f"{source}: {name} holds NaN or infinity",
+                "The training run that made it diverged: take an earlier checkpoint.",
+            )
+
+
+def _read_part(file: Path, part: str, sums: dict[str, str]) -> dict[str, Tensor]:
+    what, stage = PARTS[part]
+    if not file.exists():
+        raise EmoError(
+            f"the model in {file.parent} lacks {what} ({file.name})",
+            f"It is made by `emo train {stage}`.",
+        )
+    if sha256(file) != sums.get(file.name):
+        raise EmoError(
+            f"{file} has a wrong digest: it is damaged or was changed",
+            "Get the model folder again, or run its `emo train` command again.",
+        )
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise EmoError(f"cannot read {file}: {error}", "Get the model folder again.") from error
+    check_finite(tensors, file)
+    return tensors
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def parameters_of(module: nn.Module) -> int:
+    """How many numbers a module holds."""
+    return sum(parameter.numel() for parameter in module.parameters())
