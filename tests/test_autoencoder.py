@@ -130,6 +130,20 @@ def test_every_parameter_learns_after_the_first_steps():
     assert still == []
 
 
+def test_rescaled_latents_decode_to_the_same_pictures():
+    torch.manual_seed(0)
+    model = PatchAutoencoder(dataclasses.replace(SMALL, scaling=0.7))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pictures = smooth_pictures(2, 32)
+    with torch.no_grad():
+        latents = model.encode(pictures)
+        decoded = model.decode(latents)
+        model.rescale_latents(1.5)
+        torch.testing.assert_close(model.encode(pictures), 1.5 * latents)
+        torch.testing.assert_close(model.decode(1.5 * latents), decoded, atol=1e-5, rtol=1e-5)
+
+
 def test_mini_autoencoder_keeps_to_its_size_budget():
     model = build_autoencoder(MINI.autoencoder)
     halves = {"encoder": 0, "decoder": 0}

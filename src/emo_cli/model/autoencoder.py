@@ -119,6 +119,15 @@ class PatchAutoencoder(nn.Module):
         self.linear_decoder.weight[:, :, 1, 1] = self.scaling * inverse.flatten(1).T
         self.linear_decoder.bias.copy_(mean.repeat_interleave(size**2))  # type: ignore[union-attr]
 
+    @torch.no_grad()
+    def rescale_latents(self, factor: float) -> None:
+        """Multiply all latents by `factor`; reconstructions stay what they are."""
+        for layer in (self.linear_encoder, self.encoder[-1]):
+            layer.weight.mul_(factor)  # type: ignore[operator, union-attr]
+            layer.bias.mul_(factor)  # type: ignore[operator, union-attr]
+        for layer in (self.linear_decoder, self.decoder[0]):
+            layer.weight.div_(factor)  # type: ignore[operator, union-attr]
+
 
 class KLAutoencoder(nn.Module):
     """diffusers' AutoencoderKL under the file's parameter names; the posterior's mode, scaled."""

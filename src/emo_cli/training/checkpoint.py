@@ -1,0 +1,148 @@
+"""Checkpoints that survive a kill or a full disk, and the run's record of its options.
+
+    RUN/run.json                        what the run was started with
+    RUN/checkpoints/step-00000200/      weights, optimizer, scaler, EMA, state.json
+    RUN/metrics.jsonl                   one line per report
+    RUN/model/                          the result
+
+Data order and noise are pure functions of (seed, step), so `step` is also the data's position and
+the state of every random generator.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from emo_cli.errors import EmoError
+from emo_cli.training.ema import Ema
+
+KEPT = 2  # the newest, and the one before it in case the newest turns out to be bad
+
+
+class Checkpoints:
+    """The checkpoints of one run; every process calls the same methods."""
+
+    def __init__(self, run: Path, accelerator: Accelerator, ema: Ema) -> None:
+        self.folder = run / "checkpoints"
+        self.accelerator = accelerator
+        self.ema = ema
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint; an unfinished one has another name."""
+        return max(self.folder.glob("step-" + "[0-9]" * 8), default=None)
+
+    def save(self, step: int) -> None:
+        """Write everything under another name, then rename: there is no half checkpoint.
+
+        Raises: EmoError on a full or failing disk; older checkpoints are untouched.
+        """
+        target = self.folder / f"step-{step:08d}"
+        partial = self.folder / f"step-{step:08d}.partial"
+        with _disk_errors(partial, self.accelerator.is_main_process):
+            if self.accelerator.is_main_process:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            self.accelerator.save_state(str(partial))
+            if self.accelerator.is_main_process:
+                save_file(self.ema.weights, partial / "ema.safetensors")
+                (partial / "state.json").write_text(json.dumps({"step": step}) + "\n")
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                _flush_to_disk(partial)
+                shutil.rmtree(target, ignore_errors=True)
+                partial.rename(target)
+        if self.accelerator.is_main_process:
+            self._remove_old()
+
+    def restore(self) -> int:
+        """Load the newest checkpoint, if there is one; returns the next step to compute.
+
+        Raises: EmoError when the checkpoint is damaged.
+        """
+        latest = self.latest()
+        if latest is None:
+            return 0
+        try:
+            step = int(json.loads((latest / "state.json").read_text())["step"])
+            self.ema.load(load_file(latest / "ema.safetensors"))
+            self.accelerator.load_state(str(latest))
+        except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, EOFError) as error:
+            raise EmoError(
+                f"the checkpoint {latest} is damaged: {str(error).splitlines()[0]}",
+                "Remove that folder; the run goes on from the checkpoint before it.",
+            ) from error
+        return step
+
+    def _remove_old(self) -> None:
+        for old in sorted(self.folder.glob("step-" + "[0-9]" * 8))[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def check_same_options(run: Path, options: dict[str, Any]) -> None:
+    """Record what a run was started with, or refuse to go on with anything else.
+
+    Raises: EmoError that names every option that differs, with both values.
+    """
+    path = run / "run.json"
+    if not path.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(options, indent=2) + "\n")
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EmoError(f"cannot read {path}: {error}", "Choose another --out.") from error
+    now = json.loads(json.dumps(options))
+    names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
+    if names:
+        changes = ", ".join(f"{n} was {before.get(n)!r}, now {now.get(n)!r}" for n in names)
+        raise EmoError(
+            f"{run} holds a run with other options: {changes}",
+            "Resume with the options it was started with, or choose another --out.",
+        )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old one or the new one, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+@contextmanager
+def _disk_errors(partial: Path, remove: bool) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch and safetensors wrap the system's error in their own types and words.
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if not full and not isinstance(error, OSError | SafetensorError):
+            raise
+        if remove:
+            shutil.rmtree(partial, ignore_errors=True)
+        reason = "the disk is full" if full else str(error)
+        raise EmoError(
+            f"cannot save a checkpoint in {partial.parent}: {reason}",
+            "The last checkpoint is untouched; make room and run the same command again.",
+        ) from error
+
+
+def _flush_to_disk(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,46 @@
+"""Exponential moving average of the weights that train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Averages of a module's trainable parameters, by name, in float32."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self.weights = {n: p.detach().float().clone() for n, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after `step` (from 0); the first steps are forgotten sooner."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        current = [p.detach().float() for p in self.parameters.values()]
+        torch._foreach_lerp_(list(self.weights.values()), current, share)
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Go on from saved averages; the names must be the same."""
+        assert weights.keys() == self.weights.keys()
+        for name, average in self.weights.items():
+            average.copy_(weights[name])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The module computes with the averages inside `with`, and with its own weights after."""
+        own = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._copy(self.weights)
+        try:
+            yield
+        finally:
+            self._copy(own)
+
+    @torch.no_grad()
+    def _copy(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
