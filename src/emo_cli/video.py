@@ -1,0 +1,309 @@
+"""From frames to the finished file: H.264 in segments, the original sound, tags, one rename.
+
+F frames of a clip, H W picture in pixels (both even). Frames are uint8 RGB [F, H, W, 3].
+
+A segment is SEGMENT_CLIPS clips as a raw H.264 stream that opens with its own key frame and has
+no B-frames: display order is coding order, so frame n of the joined bytes is at exactly n / fps,
+and segments join without re-encoding, edit lists or timestamps of their own.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emo_cli import __version__
+from emo_cli.errors import EmoError
+from emo_cli.ffmpeg_process import AGAIN, FFmpegProcess, ffmpeg_path
+from emo_cli.mp4_tags import put_tags, room_for, tag_box
+from emo_cli.work_folder import (
+    SEGMENT_CLIPS,
+    WorkFolder,
+    move_into_place,
+    work_path,
+    write_atomically,
+    writing,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+__all__ = ["VideoWriter", "check_output", "default_output", "ffmpeg_path", "provenance_tags"]
+
+QUEUED_CLIPS = 2  # computed but not yet encoded: bounds the memory
+SOUND_RATE_HZ = 48_000
+SOUND_BITRATE = "192k"
+ACCESS_UNIT_DELIMITER = b"\0\0\1\x09"  # x264 sets one before each frame (aud=1)
+
+# ffmpeg's RGB conversion defaults to BT.601 and does not tag: players then guess by height.
+BT709 = "range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
+PICTURE_FILTER = (
+    "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int,"
+    f"format=yuv420p,setparams={BT709}"
+)
+# x264 writes the same bytes for the same number of threads, so that is not left to the machine.
+H264 = {
+    "c:v": "libx264",
+    "preset": "medium",
+    "crf": 16,
+    "threads": 4,
+    "bf": 0,
+    "g": 9999,
+    "sc_threshold": 0,
+    "x264-params": "aud=1",
+    "flags:v": "+bitexact",
+    "format": "h264",
+}
+# What the sound may be packed in: a playlist named song.wav must not be followed.
+SOUND_FORMATS = (
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,"
+    "mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
+)
+
+
+def default_output(portrait: Path, audio: Path) -> Path:
+    """`PORTRAIT_AUDIO.mp4` in the current folder."""
+    return Path(f"{portrait.stem}_{audio.stem}.mp4")
+
+
+def report_path(out: Path) -> Path:
+    """Where the options and timings of a video are kept: OUT.json."""
+    return out.with_suffix(".json")
+
+
+def check_output(out: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+    """Refuses, before any work is done, an output that could not or must not be written.
+
+    Raises: EmoError when it is a folder, no .mp4, an input, there already (without `overwrite`),
+    or in a folder that is missing or cannot be written.
+    """
+    name_it = "Name another file with -o, such as -o video.mp4."
+    try:
+        if out.is_dir():
+            raise EmoError(f"the output {out} is a folder", name_it)
+        if out.suffix.lower() != ".mp4":
+            raise EmoError(f"the output {out} is not an .mp4 file", name_it)
+        if not out.parent.is_dir():
+            raise EmoError(f"the folder {out.parent} does not exist", "Make it, or change -o.")
+        for target in (out, report_path(out)):
+            _check_target(target, overwrite, inputs)
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(work_path(out))  # refuses a name that is too long
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise EmoError(f"cannot write {out}: {error.strerror}", name_it) from error
+
+
+def _check_target(target: Path, overwrite: bool, inputs: Sequence[Path]) -> None:
+    if not os.path.lexists(target):
+        return
+    if target.exists() and any(path.exists() and target.samefile(path) for path in inputs):
+        raise EmoError(f"{target} is an input", "Name another output with -o.")
+    if not overwrite:
+        raise EmoError(f"{target} exists", "Use --overwrite, or name another output with -o.")
+    if not (target.is_file() or target.is_symlink()):
+        raise EmoError(f"{target} is not a plain file", "Name another output with -o.")
+
+
+def provenance_tags(seed: int) -> dict[str, str]:
+    """What the file says of itself: that it is synthetic, what made it, and with which seed."""
+    maker = f"emo-cli {__version__}"
+    return {
+        "comment": f"AI-generated video: a synthetic talking face made by {maker}, seed {seed}.",
+        "encoder": maker,
+        "synthetic": "true",
+        "seed": str(seed),
+    }
+
+
+class VideoWriter:
+    """Encodes clips in the background, as they come, and puts the video together at the end.
+
+    At most QUEUED_CLIPS clips wait in memory. Leaving the `with` block early ends ffmpeg and
+    keeps the finished segments in the work folder.
+    """
+
+    def __init__(self, work: WorkFolder, *, size: tuple[int, int], fps: int) -> None:
+        """size: height and width in pixels, both even."""
+        self._work = work
+        self._height, self._width = size
+        self._fps = fps
+        self._next_clip = work.next_clip
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="video")
+        self._pending: collections.deque[Future[None]] = collections.deque()
+        # Of the open segment; only the worker touches these.
+        self._ffmpeg: FFmpegProcess | None = None
+        self._part = work.part_path("segment")
+        self._num_clips = 0
+        self._num_frames = 0
+        self._motion_latents: torch.Tensor | None = None
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, clip_index: int, frames: np.ndarray, motion_latents: torch.Tensor) -> None:
+        """Hands over the next clip; returns at once unless encoding lags behind.
+
+        frames: uint8 [F, H, W, 3]; motion_latents: any shape and dtype, what the clip after
+        this one starts from. Neither may be written to afterwards.
+
+        Raises: EmoError when ffmpeg or the disk has failed, now or on an earlier clip.
+        """
+        if clip_index != self._next_clip:
+            raise ValueError(f"clip {clip_index} given, {self._next_clip} expected")
+        if frames.shape[1:] != (self._height, self._width, 3) or frames.dtype != "uint8":
+            raise ValueError(f"frames are {frames.dtype} {frames.shape}")
+        self._next_clip += 1
+        self._wait(leave=QUEUED_CLIPS - 1)
+        self._pending.append(self._worker.submit(self._encode, frames, motion_latents))
+
+    def finish(
+        self,
+        *,
+        sound_path: Path,
+        start_s: float,
+        duration_s: float | None,
+        num_frames: int,
+        tags: Mapping[str, str],
+        report: Mapping[str, Any],
+        overwrite: bool = False,
+    ) -> Path:
+        """Joins segments and sound, moves the file to its name, writes OUT.json, cleans up.
+
+        The sound is the original from `start_s` on, `duration_s` long (None: to its end).
+
+        Raises: EmoError when ffmpeg or the disk fails, or OUT has appeared meanwhile and
+        `overwrite` is not set; the segments are kept.
+        """
+        out = self._work.out
+        self._pending.append(self._worker.submit(self._end_segment))
+        self._wait(leave=0)
+        if self._work.frames_done != num_frames:
+            raise ValueError(f"{self._work.frames_done} frames written, {num_frames} expected")
+        check_output(out, overwrite)
+        part = self._work.part_path("video")
+        box = tag_box(tags)
+        graph = self._mux_graph(part, sound_path, (start_s, duration_s), room_for(box))
+        self._join_segments(graph)
+        with writing(out):
+            put_tags(part, box)
+            move_into_place(part, out)
+            write_atomically(report_path(out), (json.dumps(report, indent=2) + "\n").encode())
+        self._work.remove()
+        return out
+
+    def close(self) -> None:
+        """Ends ffmpeg and the background thread; an unfinished segment is thrown away."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._kill()  # wakes a worker that waits for ffmpeg
+        self._worker.shutdown(wait=True)
+        self._kill()  # the worker may just have started one
+        self._part.unlink(missing_ok=True)
+
+    def _kill(self) -> None:
+        if self._ffmpeg is not None:
+            self._ffmpeg.kill()
+
+    def _wait(self, *, leave: int) -> None:
+        """Waits until at most `leave` clips are queued; the first failure comes out here."""
+        while self._pending and (len(self._pending) > leave or self._pending[0].done()):
+            self._pending.popleft().result()
+
+    def _encode(self, frames: np.ndarray, motion_latents: torch.Tensor) -> None:
+        import numpy as np
+
+        if self._ffmpeg is None:
+            self._ffmpeg = FFmpegProcess(self._segment_graph())
+        self._ffmpeg.write(np.ascontiguousarray(frames).data.cast("B"))
+        self._num_clips += 1
+        self._num_frames += len(frames)
+        self._motion_latents = motion_latents
+        if self._num_clips == SEGMENT_CLIPS:
+            self._end_segment()
+
+    def _end_segment(self) -> None:
+        if self._ffmpeg is None:
+            return
+        self._ffmpeg.finish()
+        written = self._part.read_bytes().count(ACCESS_UNIT_DELIMITER)
+        if written != self._num_frames:
+            raise EmoError(f"ffmpeg wrote {written} of {self._num_frames} frames", AGAIN)
+        assert self._motion_latents is not None
+        self._work.commit(
+            self._part,
+            num_clips=self._num_clips,
+            num_frames=self._num_frames,
+            motion_latents=self._motion_latents,
+        )
+        self._ffmpeg, self._num_clips, self._num_frames = None, 0, 0
+
+    def _segment_graph(self) -> Any:
+        import ffmpeg
+
+        size = f"{self._width}x{self._height}"
+        frames = ffmpeg.input(
+            "pipe:0", format="rawvideo", pix_fmt="rgb24", s=size, framerate=self._fps
+        )
+        return ffmpeg.output(frames["v:0"], f"file:{self._part}", vf=PICTURE_FILTER, **H264)
+
+    def _mux_graph(
+        self, part: Path, sound_path: Path, cut: tuple[float, float | None], comment: str
+    ) -> Any:
+        import ffmpeg
+
+        picture = ffmpeg.input("pipe:0", format="h264", framerate=self._fps)
+        sound = ffmpeg.input(
+            f"file:{sound_path}",
+            protocol_whitelist="file,pipe",
+            format_whitelist=SOUND_FORMATS,
+        )
+        start_s, duration_s = cut
+        span = {"start": f"{start_s:.6f}"}
+        if duration_s is not None:
+            span["duration"] = f"{duration_s:.6f}"
+        # Samples count from 0, in order, as they do for the frames: a late first timestamp or
+        # a gap in the container must not shift the sound against the lips.
+        samples = sound["a:0"].filter("asetpts", "N/SR/TB").filter("atrim", **span)
+        tick = f"1/({self._fps}*TB)"
+        return ffmpeg.output(
+            picture["v:0"],
+            samples.filter("asetpts", "PTS-STARTPTS"),
+            f"file:{part}",
+            **{
+                "c:v": "copy",
+                # 6-9: parameter sets, delimiters, x264's remarks: not part of an mp4's samples.
+                "bsf:v": f"setts=ts=N*{tick}:duration={tick},filter_units=remove_types=6-9",
+                "video_track_timescale": self._fps * 1000,
+                "c:a": "aac",
+                "b:a": SOUND_BITRATE,
+                "ar": SOUND_RATE_HZ,
+                "flags:a": "+bitexact",
+                "fflags": "+bitexact",
+                "map_metadata": -1,
+                "metadata": f"comment={comment}",
+                "max_interleave_delta": 0,  # else the order in the file depends on timing
+                "movflags": "+faststart",
+                "format": "mp4",
+            },
+        )
+
+    def _join_segments(self, graph: Any) -> None:
+        self._ffmpeg = FFmpegProcess(graph)
+        for segment in self._work.segments:
+            with segment.path.open("rb") as stream:
+                shutil.copyfileobj(stream, self._ffmpeg)
+        self._ffmpeg.finish()
+        self._ffmpeg = None
