@@ -169,10 +169,11 @@ def _open_landmarker() -> Any:
             f"{LANDMARKER.name} is missing from the installed package", "Install emo-cli again."
         ) from error
     except (OSError, ImportError) as error:
-        # What the dynamic loader says when a slim container lacks libEGL.so.1 or libGLESv2.so.2.
+        # What the dynamic loader says when a slim container lacks libEGL.so.1 or libGLESv2.so.2,
+        # or libGL.so.1 or libglib-2.0.so.0, which the OpenCV that MediaPipe imports needs.
         raise EmoError(
             f"MediaPipe, which finds the face, cannot start: {error}",
-            "It needs libEGL and libGLESv2. On Debian and Ubuntu: apt install libegl1 libgles2",
+            "On Debian and Ubuntu: apt install libegl1 libgles2 libgl1 libglib2.0-0",
         ) from error
 
 
