@@ -1,0 +1,128 @@
+"""From an engine and two files to a finished video: work folder, progress, encoding, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emo_cli import __version__, console
+from emo_cli.config import GenerateOptions
+from emo_cli.model.load import sha256
+from emo_cli.video import VideoWriter, check_output, provenance_tags
+from emo_cli.work_folder import WorkFolder
+
+if TYPE_CHECKING:
+    from emo_cli.engine import Engine, Video
+
+JITTER_SPEED = 1.5  # above it the paper saw jitter (EMO sec. 4.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One video to make."""
+
+    portrait: Path
+    audio: Path
+    out: Path
+    options: GenerateOptions
+    overwrite: bool
+    resume: bool
+    quiet: bool
+
+
+def make_video(engine: Engine, request: Request) -> dict[str, Any]:
+    """Make one video file and its JSON report; returns the report.
+
+    Raises: EmoError for whatever a user can put right; finished parts are kept for the next
+    run of the same command.
+    """
+    started = time.perf_counter()
+    check_output(request.out, request.overwrite, [request.portrait, request.audio])
+    with WorkFolder.open(request.out, _fingerprint(engine, request), resume=request.resume) as work:
+        if work.note and not request.quiet:
+            console.note(work.note)
+        video = engine.prepare(request.portrait, request.audio, work.path, request.options)
+        for line in () if request.quiet else video.portrait.notes:
+            console.note(line)
+        prepared = time.perf_counter()
+        clips = _write_clips(engine, video, work, request, prepared - started)
+    return clips
+
+
+def _write_clips(
+    engine: Engine, video: Video, work: WorkFolder, request: Request, prepare_s: float
+) -> dict[str, Any]:
+    size = engine.config.picture_size
+    started, seconds = time.perf_counter(), []
+    with (
+        VideoWriter(work, size=(size, size), fps=engine.config.fps) as writer,
+        console.frame_progress(
+            request.out.name, video.num_frames, work.frames_done, quiet=request.quiet
+        ) as advance,
+    ):
+        for clip in engine.clips(video, work.next_clip, work.motion_latents):
+            writer.add(clip.index, clip.frames, clip.motion)
+            advance(len(clip.frames))
+            seconds.append(clip.seconds)
+        timings = {
+            "prepare_s": round(prepare_s, 3),
+            "clips_s": round(time.perf_counter() - started, 3),
+            "clip_s": [round(value, 3) for value in seconds],
+        }
+        report = _report(engine, video, request, timings)
+        writer.finish(
+            sound_path=request.audio,
+            start_s=request.options.start_s,
+            duration_s=request.options.duration_s,
+            num_frames=video.num_frames,
+            tags=provenance_tags(request.options.seed),
+            report=report,
+            overwrite=request.overwrite,
+        )
+    return report
+
+
+def _fingerprint(engine: Engine, request: Request) -> dict[str, Any]:
+    """All that the frames depend on: another value means starting over."""
+    return {
+        "version": __version__,
+        "model": engine.digest,
+        "portrait": sha256(request.portrait) if request.portrait.is_file() else "",
+        "audio": sha256(request.audio) if request.audio.is_file() else "",
+        "options": dataclasses.asdict(request.options),
+        "device": engine.device.type,
+        "dtype": str(engine.dtype),
+    }
+
+
+def _report(
+    engine: Engine, video: Video, request: Request, timings: dict[str, Any]
+) -> dict[str, Any]:
+    """What OUT.json says: how to make the same video again, and how long it took."""
+    config, options = engine.config, dataclasses.asdict(request.options)
+    scheduler = video.scheduler
+    options["steps"] = scheduler.num_inference_steps
+    options["solver"] = options["solver"] or config.diffusion.solver
+    if options["guidance"] is None:
+        options["guidance"] = config.diffusion.guidance
+    return {
+        "video": str(request.out),
+        "synthetic": True,
+        "emo_version": __version__,
+        "portrait": str(request.portrait),
+        "audio": str(request.audio),
+        "model": {"name": config.name, "digest": engine.digest, "untrained": config.untrained},
+        "options": options,
+        "device": str(engine.device),
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "frames": video.num_frames,
+        "fps": config.fps,
+        "size": [config.picture_size, config.picture_size],
+        "duration_s": round(video.sound.duration_s, 6),
+        "face_box": [round(value, 1) for value in video.portrait.face_box],
+        "crop": list(video.portrait.crop),
+        "timings": timings,
+    }
