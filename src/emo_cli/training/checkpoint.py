@@ -56,7 +56,7 @@ class Checkpoints:
             self.accelerator.wait_for_everyone()
             self.accelerator.save_state(str(partial))
             if self.accelerator.is_main_process:
-                save_file(self.ema.weights, partial / "ema.safetensors")
+                save_file(self.ema.state(), partial / "ema.safetensors")
                 (partial / "state.json").write_text(json.dumps({"step": step}) + "\n")
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:

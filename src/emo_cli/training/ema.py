@@ -24,6 +24,10 @@ class Ema:
         current = [p.detach().float() for p in self.parameters.values()]
         torch._foreach_lerp_(list(self.weights.values()), current, share)
 
+    def state(self) -> dict[str, Tensor]:
+        """The averages as safetensors takes them."""
+        return {name: average.contiguous() for name, average in self.weights.items()}
+
     def load(self, weights: dict[str, Tensor]) -> None:
         """Go on from saved averages; the names must be the same."""
         assert weights.keys() == self.weights.keys()
