@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import typer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from PIL import Image
 
 import emo_cli
+from emo_cli import cli
 
 ROOT = Path(__file__).parents[1]
 MAX_FILE_BYTES = 16_000_000
@@ -83,6 +85,21 @@ def test_commands_that_the_documents_name_are_make_targets() -> None:
     named = set(re.findall(r"(?:^ {4}|`)make (\w+)", text, re.M))
     assert {"demo", "test", "check"} <= named
     assert named <= targets
+
+
+def test_the_readme_names_only_commands_and_options_that_exist() -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    options = {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in commands.items()
+    }
+    readme = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^ {4,}emo (\w+)([^#\n]*)", readme, re.M)
+    lines += [("generate", row) for row in re.findall(r"^\| (`--.*?) \|", readme, re.M)]
+    assert len(lines) > 8
+    for command, rest in lines:
+        unknown = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", rest)) - options[command]
+        assert not unknown, (command, rest)
 
 
 def test_links_in_the_readme_lead_somewhere() -> None:
