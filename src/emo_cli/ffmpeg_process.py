@@ -89,6 +89,15 @@ def ffmpeg_version() -> str:
     return _version_line(ffmpeg_path())
 
 
+def file_url(path: str | os.PathLike[str]) -> str:
+    """A path as ffmpeg must see it: `file:`, so that `a:b.mp4` names no protocol.
+
+    Each byte stands as one character: ffmpeg-python hashes its strings as UTF-8, which a file
+    name need not be. `FFmpegProcess` turns them back into bytes.
+    """
+    return "file:" + os.fsencode(path).decode("latin-1")
+
+
 class FFmpegProcess:
     """A running ffmpeg that reads its standard input from `write` and ends with `finish`.
 
@@ -97,11 +106,12 @@ class FFmpegProcess:
     """
 
     def __init__(self, graph: Any) -> None:
-        """graph: an output node of ffmpeg-python."""
+        """graph: an output node of ffmpeg-python, its files named by `file_url`."""
         quiet = ["-hide_banner", "-nostdin", "-loglevel", "error"]
+        arguments = graph.compile(cmd="", overwrite_output=True)[1:]
         try:
             self._child = subprocess.Popen(
-                graph.compile(cmd=[ffmpeg_path(), *quiet], overwrite_output=True),
+                [ffmpeg_path(), *quiet, *(argument.encode("latin-1") for argument in arguments)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from emo_cli import __version__
 from emo_cli.errors import EmoError
-from emo_cli.ffmpeg_process import AGAIN, FFmpegProcess, ffmpeg_path
+from emo_cli.ffmpeg_process import AGAIN, FFmpegProcess, ffmpeg_path, file_url
 from emo_cli.mp4_tags import put_tags, room_for, tag_box
 from emo_cli.work_folder import (
     SEGMENT_CLIPS,
@@ -257,7 +257,7 @@ class VideoWriter:
         frames = ffmpeg.input(
             "pipe:0", format="rawvideo", pix_fmt="rgb24", s=size, framerate=self._fps
         )
-        return ffmpeg.output(frames["v:0"], f"file:{self._part}", vf=PICTURE_FILTER, **H264)
+        return ffmpeg.output(frames["v:0"], file_url(self._part), vf=PICTURE_FILTER, **H264)
 
     def _mux_graph(
         self, part: Path, sound_path: Path, cut: tuple[float, float | None], comment: str
@@ -266,7 +266,7 @@ class VideoWriter:
 
         picture = ffmpeg.input("pipe:0", format="h264", framerate=self._fps)
         sound = ffmpeg.input(
-            f"file:{sound_path}",
+            file_url(sound_path),
             protocol_whitelist="file,pipe",
             format_whitelist=SOUND_FORMATS,
         )
@@ -281,7 +281,7 @@ class VideoWriter:
         return ffmpeg.output(
             picture["v:0"],
             samples.filter("asetpts", "PTS-STARTPTS"),
-            f"file:{part}",
+            file_url(part),
             **{
                 "c:v": "copy",
                 # 6-9: parameter sets, delimiters, x264's remarks: not part of an mp4's samples.
