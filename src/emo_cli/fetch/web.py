@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from emo_cli import __version__
 from emo_cli.errors import EmoError
 from emo_cli.weights import sha256_of
 
@@ -178,7 +179,9 @@ def _append(
 
 
 def _request(url: str, headers: dict[str, str], part: Path, start: int) -> urllib.request.Request:
-    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
+    request = urllib.request.Request(
+        url, headers={"Accept-Encoding": "identity", "User-Agent": f"emo-cli/{__version__}"}
+    )
     for name, value in headers.items():
         # Not carried along by a redirect: a token is for the hub, not for its storage.
         request.add_unredirected_header(name, value)
