@@ -5,6 +5,8 @@ import dataclasses
 import torch
 
 from emo_cli.config import FULL, MINI, ModelConfig
+from emo_cli.model.emo_model import EmoModel
+from emo_cli.model.load import save_model
 
 # SD 1.5's layout (four levels, no attention on the last) with few channels.
 SMALL_UNET = dataclasses.replace(
@@ -66,3 +68,15 @@ def randomised(module: torch.nn.Module, seed: int = 0, scale: float = 0.05) -> t
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(scale * noise + (1.0 if parameter.dim() == 1 else 0.0) * 0.5)
     return module.eval()
+
+
+def save_small(folder, config=SMALL_MINI, **changes):
+    """A random model of `config`, with every part's weights random, as a model folder."""
+    stages = ("autoencoder", "audio", "image", "video", "speed")
+    trained = {"untrained": False, "trained_stages": stages}
+    torch.manual_seed(0)
+    model = EmoModel(dataclasses.replace(config, **(trained | changes)))
+    randomised(model.backbone, 1)
+    randomised(model.reference_net, 2)
+    save_model(model, folder, dtype=torch.float32)
+    return folder

@@ -45,7 +45,7 @@ def make_video(engine: Engine, request: Request) -> dict[str, Any]:
         if work.note and not request.quiet:
             console.note(work.note)
         video = engine.prepare(request.portrait, request.audio, work.path, request.options)
-        for line in () if request.quiet else video.portrait.notes:
+        for line in () if request.quiet else (*video.portrait.notes, *video.sound.notes):
             console.note(line)
         prepared = time.perf_counter()
         clips = _write_clips(engine, video, work, request, prepared - started)

@@ -83,6 +83,7 @@ def write_part(folder: Path, part: str, tensors: dict[str, Tensor], *, dtype: to
     file = folder / f"{part}.safetensors"
     temporary = file.with_suffix(".tmp")
     save_file(stored, temporary)
+    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
     os.replace(temporary, file)
     sums = read_sums(folder) if (folder / SUMS).exists() else {}
     sums[file.name] = sha256(file)

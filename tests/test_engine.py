@@ -1,0 +1,247 @@
+"""The engine on a small real model folder: lengths, seeds, resume, and what runs how often."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from small_models import SMALL_FULL, save_small
+
+from emo_cli import Engine, GenerateOptions
+from emo_cli.errors import EmoError
+from emo_cli.model.load import SUMS, load_model, sha256
+
+FEW_STEPS = GenerateOptions(steps=2, face_region="100,50,400,450")  # needs no face detection
+
+
+@pytest.fixture(scope="module")
+def engine(small_model):
+    return Engine(small_model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> Path:
+    """1.29 s: 33 frames, so the third clip is cut to 9."""
+    path = tmp_path_factory.mktemp("sound") / "a sound.wav"
+    noise = np.random.default_rng(0).normal(size=int(1.29 * 22_050)) * 0.1
+    soundfile.write(path, noise, 22_050)
+    return path
+
+
+def frames_of(engine, portrait, sound, **changes):
+    options = GenerateOptions(**(vars(FEW_STEPS) | changes))
+    return np.concatenate([clip.frames for clip in engine.generate(portrait, sound, options)])
+
+
+@pytest.fixture(scope="module")
+def frames(engine, portrait, sound):
+    return frames_of(engine, portrait, sound)
+
+
+def test_video_is_as_long_as_the_sound(frames):
+    assert frames.shape == (33, 64, 64, 3) and frames.dtype == np.uint8
+
+
+def test_same_seed_gives_the_same_video_and_another_seed_another(engine, portrait, sound, frames):
+    assert np.array_equal(frames_of(engine, portrait, sound), frames)
+    assert not np.array_equal(frames_of(engine, portrait, sound, seed=1), frames)
+
+
+@pytest.mark.parametrize(
+    "change", [{"speed": 1.9}, {"face_region": "all"}, {"guidance": 3.0}, {"solver": "dpm++"}]
+)
+def test_each_option_changes_the_picture(engine, portrait, sound, frames, change):
+    assert not np.array_equal(frames_of(engine, portrait, sound, **change), frames)
+
+
+def test_a_resumed_video_equals_the_uninterrupted_one(engine, portrait, sound, frames, tmp_path):
+    video = engine.prepare(portrait, sound, tmp_path, FEW_STEPS)
+    first = next(engine.clips(video))
+    rest = list(engine.clips(video, first=1, motion=first.motion))
+    assert np.array_equal(np.concatenate([clip.frames for clip in rest]), frames[12:])
+
+
+def test_motion_frames_change_the_next_clip(engine, portrait, sound, frames, tmp_path):
+    video = engine.prepare(portrait, sound, tmp_path, FEW_STEPS)
+    without = next(engine.clips(video, first=1, motion=None))
+    assert not np.array_equal(without.frames, frames[12:24])
+
+
+def count_calls(module, calls, name):
+    return module.register_forward_hook(lambda *_: calls.append(name))
+
+
+def test_reference_net_runs_once_for_the_portrait_and_once_a_clip(
+    engine, portrait, sound, tmp_path
+):
+    model, calls = engine.model, []
+    layer = model.backbone.spatial_layers()[0].block.attn2.to_k
+    hooks = [
+        count_calls(model.reference_net.mid_block, calls, "reference net"),
+        count_calls(layer, calls, "reference keys"),
+        count_calls(model.backbone.audio_projector, calls, "audio"),
+        count_calls(model.backbone.mid_block, calls, "step"),
+    ]
+    video = engine.prepare(portrait, sound, tmp_path, FEW_STEPS)
+    assert calls == ["reference net", "reference keys"]
+    calls.clear()
+    list(engine.clips(video))
+    clip = ["audio", "step", "step"]
+    # The first clip has zero maps instead of motion frames.
+    expected = [clip, ["reference net", *clip], ["reference net", *clip]]
+    assert sorted(calls) == sorted(sum(expected, []))
+    for hook in hooks:
+        hook.remove()
+
+
+def test_guidance_of_one_is_the_conditional_prediction(engine, portrait, sound, frames):
+    assert np.array_equal(frames_of(engine, portrait, sound, guidance=1.0), frames)
+
+
+def test_guidance_batch_equals_separate_forwards(engine, portrait, sound, tmp_path):
+    """Each branch of the batch sees just its own conditions."""
+    options = GenerateOptions(**(vars(FEW_STEPS) | {"guidance": 2.0, "audio_guidance": 5.0}))
+    video = engine.prepare(portrait, sound, tmp_path, options)
+    assert [b[:2] for b in video.branches] == [(True, True), (True, False), (False, False)]
+    state = video.state
+    assert state.portrait is not None
+    assert state.portrait[:2].any() and not state.portrait[2].any()
+    assert all(keys[0].any() and not keys[2].any() for keys, _ in state.reference)
+    planned = next(iter(engine_plan(video)))
+    audio = engine._audio(video, planned)
+    assert audio[0].any() and not audio[1].any() and not audio[2].any()
+
+
+def engine_plan(video):
+    from emo_cli.clips import plan
+
+    return plan(video.num_frames, 12)
+
+
+def test_full_layout_runs_guided_with_motion_frames(portrait, sound, tmp_path):
+    engine = Engine(save_small(tmp_path, SMALL_FULL), device="cpu")
+    options = GenerateOptions(steps=2, guidance=3.0, face_region="box", duration_s=0.6)
+    clips = list(engine.generate(portrait, sound, options))
+    assert [len(clip.frames) for clip in clips] == [12, 3]
+    assert clips[0].frames.std() > 0
+
+
+def test_bf16_stays_near_fp32(small_model, portrait, sound, frames):
+    engine = Engine(small_model, device="cpu", dtype="bf16")
+    low = frames_of(engine, portrait, sound)
+    assert np.abs(low.astype(float) - frames).mean() < 4
+
+
+# ------------------------------------------------------------------ models that cannot be used
+
+
+@pytest.fixture
+def folder(small_model, tmp_path):
+    return Path(shutil.copytree(small_model, tmp_path / "model"))
+
+
+def test_a_missing_part_is_refused_and_its_stage_named(folder):
+    (folder / "temporal.safetensors").unlink()
+    with pytest.raises(EmoError, match="lacks the temporal modules") as caught:
+        Engine(folder, device="cpu")
+    assert "emo train video" in caught.value.hint
+
+
+def test_a_changed_weight_file_is_refused(folder):
+    file = folder / "backbone.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(EmoError, match="wrong digest"):
+        Engine(folder, device="cpu")
+
+
+def rewrite(folder, part, change):
+    from safetensors.torch import load_file, save_file
+
+    file = folder / f"{part}.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+    sums = (folder / SUMS).read_text().splitlines()
+    lines = [f"{sha256(file)}  {file.name}" if line.endswith(file.name) else line for line in sums]
+    (folder / SUMS).write_text("\n".join(lines) + "\n")
+
+
+def test_nan_in_weights_is_refused_by_name(folder):
+    rewrite(folder, "backbone", lambda t: t["conv_in.weight"].fill_(float("nan")))
+    with pytest.raises(EmoError, match="conv_in.weight holds NaN"):
+        Engine(folder, device="cpu")
+
+
+def test_a_missing_tensor_is_refused_by_name(folder):
+    rewrite(folder, "reference_net", lambda t: t.pop("conv_in.weight"))
+    with pytest.raises(EmoError, match="conv_in.weight is missing"):
+        Engine(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "format 99"),
+        ({"fps": "many"}, "config.json.fps"),
+        ({"surprise": 1}, "'surprise' is not known"),
+    ],
+)
+def test_a_wrong_config_is_refused(folder, change, message):
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EmoError, match=message):
+        Engine(folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "full"])
+def test_unknown_models_are_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EmoError):
+        Engine(name, device="cpu")
+
+
+def test_a_model_that_misses_a_stage_is_never_used_silently(tmp_path):
+    folder = save_small(tmp_path, trained_stages=("autoencoder", "audio", "image"))
+    with pytest.raises(EmoError, match="stage 'video'") as caught:
+        Engine(folder, device="cpu")
+    assert "emo train video" in caught.value.hint
+    Engine(folder, device="cpu", allow_untrained=True)
+
+
+def test_an_untrained_model_says_so(tmp_path):
+    folder = save_small(tmp_path, untrained=True, trained_stages=("autoencoder",))
+    assert "not fully trained" in Engine(folder, device="cpu").note
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
+def test_an_absent_device_is_refused(small_model):
+    with pytest.raises(EmoError, match="there is no cuda") as caught:
+        Engine(small_model, device="cuda")
+    assert "--device cpu" in caught.value.hint
+    with pytest.raises(EmoError, match="is no device"):
+        Engine(small_model, device="toaster")
+
+
+def test_full_device_memory_gives_a_hint(engine, portrait, sound, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine.model.reference_net, "portrait_features", full)
+    with pytest.raises(EmoError, match="out of memory") as caught:
+        list(engine.generate(portrait, sound, FEW_STEPS))
+    assert "--dtype bf16" in caught.value.hint
+
+
+def test_the_embedded_model_loads_and_fits_its_budget():
+    from emo_cli.model.load import EMBEDDED
+
+    model = load_model(EMBEDDED)
+    files = list(EMBEDDED.glob("*.safetensors"))
+    assert sum(f.stat().st_size for f in files) <= 36_000_000
+    assert all(f.stat().st_size < 16_000_000 for f in files)
+    assert model.config.name == "mini"

@@ -1,0 +1,125 @@
+"""Noise, schedules, guidance and denoising of one clip."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from emo_cli.config import FULL, MINI
+from emo_cli.errors import EmoError
+from emo_cli.sampler import (
+    Branch,
+    build_scheduler,
+    clip_generator,
+    clip_noise,
+    denoise,
+    guidance_branches,
+)
+
+SHAPE = (1, 12, 4, 8, 8)
+
+
+def knows_the_answer(scheduler, answer, prediction):
+    """A predictor that is always right: what it says follows from the clean latents."""
+
+    def predict(latents, timesteps):
+        alpha = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1, 1)
+        noise = (latents - alpha.sqrt() * answer) / (1 - alpha).sqrt()
+        if prediction == "epsilon":
+            return noise
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * answer
+
+    return predict
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++", "unipc"])
+@pytest.mark.parametrize("steps", [4, 8, 20])
+def test_a_perfect_predictor_is_sampled_to_its_answer(solver, steps):
+    scheduler = build_scheduler(MINI.diffusion, solver, steps)
+    answer, noise = torch.randn(SHAPE), torch.randn(SHAPE)
+    branches = guidance_branches(1.0, 1.0)
+    predict = knows_the_answer(scheduler, answer, "v_prediction")
+    result = denoise(predict, noise, scheduler, branches, torch.float32)
+    torch.testing.assert_close(result, answer, atol=2e-3, rtol=1e-3)
+
+
+def test_the_papers_forty_ddim_steps_end_at_the_answer_of_an_epsilon_model():
+    scheduler = build_scheduler(FULL.diffusion, "ddim", 40)
+    answer = torch.randn(SHAPE)
+    predict = knows_the_answer(scheduler, answer, "epsilon")
+    result = denoise(predict, torch.randn(SHAPE), scheduler, guidance_branches(1, 1), torch.float32)
+    # SD 1.5's schedule ends at timestep 0's small noise, not at none.
+    assert (result - answer).abs().mean() < 0.05
+
+
+def test_sampling_is_repeatable_with_one_scheduler():
+    scheduler = build_scheduler(MINI.diffusion, "dpm++", 6)
+    predict = knows_the_answer(scheduler, torch.randn(SHAPE), "v_prediction")
+    noise = torch.randn(SHAPE)
+    one, two = (
+        denoise(predict, noise, scheduler, guidance_branches(1, 1), torch.float32) for _ in "12"
+    )
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("steps", [6, 7, 12, 30])
+def test_ddim_refuses_steps_that_do_not_end_exactly(steps):
+    with pytest.raises(EmoError, match=f"DDIM cannot take {steps} steps"):
+        build_scheduler(MINI.diffusion, "ddim", steps)
+    assert len(build_scheduler(MINI.diffusion, "unipc", steps).timesteps) == steps
+
+
+def test_schedule_of_training_and_inference_is_the_configs():
+    scheduler = build_scheduler(MINI.diffusion, "ddim", 8)
+    assert scheduler.alphas_cumprod[-1] == 0  # zero-terminal SNR: the last step is pure noise
+    assert scheduler.timesteps[0] == 999
+    plain = dataclasses.replace(MINI.diffusion, zero_terminal_snr=False)
+    assert build_scheduler(plain, "ddim", 8).alphas_cumprod[-1] > 0
+
+
+def test_guidance_one_needs_one_forward_and_equal_scales_two():
+    assert guidance_branches(1.0, 1.0) == (Branch(True, True, 1.0),)
+    assert guidance_branches(3.0, 3.0) == (Branch(True, True, 3.0), Branch(False, False, -2.0))
+    assert len(guidance_branches(2.0, 7.5)) == 3
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (2.0, 7.5), (3.5, 3.5), (1.0, 4.0), (0.0, 2.0)])
+def test_guidance_weights_sum_to_one_and_follow_the_formula(scales):
+    reference, audio = scales
+    branches = guidance_branches(reference, audio)
+    assert sum(b.weight for b in branches) == pytest.approx(1)
+    outputs = {(True, True): 5.0, (True, False): 3.0, (False, False): 2.0}
+    expected = 2 + reference * (3 - 2) + audio * (5 - 3)
+    assert sum(b.weight * outputs[b.reference, b.audio] for b in branches) == (
+        pytest.approx(expected)
+    )
+
+
+def test_guidance_runs_its_branches_as_one_batch():
+    scheduler, seen = build_scheduler(MINI.diffusion, "ddim", 2), []
+
+    def predict(latents, timesteps):
+        seen.append((latents.shape[0], timesteps.shape[0]))
+        return latents * torch.tensor([1.0, 2.0]).view(2, 1, 1, 1, 1)
+
+    branches = guidance_branches(2.0, 2.0)
+    result = denoise(predict, torch.ones(SHAPE), scheduler, branches, torch.float32)
+    assert seen == [(2, 2), (2, 2)] and result.shape == SHAPE
+
+
+def test_noise_is_a_function_of_seed_and_clip():
+    def draw(seed, clip):
+        return clip_noise(SHAPE, clip_generator(seed, clip), 0.5, torch.float32)
+
+    assert torch.equal(draw(0, 3), draw(0, 3))
+    assert not torch.equal(draw(0, 3), draw(0, 4))
+    assert not torch.equal(draw(0, 3), draw(1, 3))
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 0.9])
+def test_frames_share_the_stated_part_of_unit_noise(shared):
+    noise = clip_noise((1, 12, 16, 64, 64), clip_generator(0, 0), shared, torch.float32)[0]
+    frames = noise.flatten(1)
+    assert frames.var().item() == pytest.approx(1, abs=0.02)
+    correlation = torch.corrcoef(frames)[0, 1:].mean().item()
+    assert correlation == pytest.approx(shared, abs=0.02)
