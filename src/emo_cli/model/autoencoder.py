@@ -83,6 +83,7 @@ class PatchAutoencoder(nn.Module):
                 "Each width of a 'patch' autoencoder halves the picture once.",
             )
         channels, factor = config.latent_channels, config.factor
+        self.config = config
         self.scaling = config.scaling
         self.encoder = PatchEncoder(config.encoder_widths, config.encoder_blocks, channels)
         self.decoder = PatchDecoder(config.decoder_widths, config.decoder_blocks, channels)

@@ -6,10 +6,9 @@ run the same command again, and the result is that of the uninterrupted run (bit
 
 from __future__ import annotations
 
-import dataclasses
-import fnmatch
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +23,13 @@ from emo_cli.training.draws import Draw, Share, derive_seed, micro_batches
 from emo_cli.training.ema import Ema
 from emo_cli.training.run_log import RunLog
 from emo_cli.training.stages import RunOptions, Stage
+from emo_cli.training.start import (
+    binding_options,
+    build_optimizer,
+    freeze_others,
+    share_of_batch,
+    start_accelerator,
+)
 
 Batch = dict[str, Tensor]
 Report = Callable[[int, dict[str, float]], None]  # steps done, what was measured
@@ -35,7 +41,7 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, drawn: Draw) -> Batch:
-        """Tensors of one sample; with "seed", int64, where the loss draws noise."""
+        """Tensors of one sample; the loop adds "seed", int64, for the loss's noise."""
 
 
 class Task(Protocol):
@@ -56,6 +62,24 @@ class Task(Protocol):
         """Write the result, a model folder or a part of one, from the averaged weights."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one process of a run works with."""
+
+    task: Task
+    stage: Stage
+    options: RunOptions
+    accelerator: Accelerator
+    share: Share
+    module: nn.Module  # the task's, as accelerate wraps it
+    bare: nn.Module  # the same without the wrapping
+    optimizer: Any
+    ema: Ema
+    checkpoints: Checkpoints
+    log: RunLog
+    first_step: int
+
+
 def train(
     task: Task,
     stage: Stage,
@@ -71,78 +95,118 @@ def train(
     Raises: EmoError on other options than the run began with, a loss that is not finite (the last
     good checkpoint stays), a full disk, a device that is not there.
     """
+    run = start_run(task, stage, options, fingerprint or {})
+    batches = load_batches(run)
+    for step in range(run.first_step, stage.steps):
+        losses = train_step(run, batches, step)
+        run.ema.update(step)
+        run.log.add(losses)
+        done = step + 1
+        values = measure(run, done)
+        run.log.write(done, values)
+        if is_due(done, stage.checkpoint_every, stage.steps):
+            run.checkpoints.save(done)
+        report(done, values)
+
+    folder = options.out / "model"
+    if run.accelerator.is_main_process:
+        with run.ema.applied():
+            task.export(run.bare, folder)
+    run.accelerator.wait_for_everyone()
+    return folder
+
+
+def start_run(task: Task, stage: Stage, options: RunOptions, fingerprint: dict[str, Any]) -> Run:
+    """Networks, optimizer and averages as the newest checkpoint, if there is one, has them."""
+    # What is saved must have been seen to be finite.
+    assert stage.checkpoint_every % stage.report_every == 0
+    if len(task.samples) == 0:
+        raise EmoError("there is nothing to train on", "Name folders with usable files.")
     accelerator = start_accelerator(options)
     share = share_of_batch(stage, options, accelerator)
     if accelerator.is_main_process:
-        check_same_options(options.out, binding_options(stage, options, fingerprint or {}))
+        check_same_options(options.out, binding_options(stage, options, fingerprint))
     accelerator.wait_for_everyone()
 
     freeze_others(task.module, stage.trains)
-    module, optimizer = accelerator.prepare(
-        task.module, build_optimizer(task.module, stage, options)
-    )
+    optimizer = build_optimizer(task.module, stage, options)
+    module, optimizer = accelerator.prepare(task.module, optimizer)
     bare = accelerator.unwrap_model(module)
     ema = Ema(bare, stage.ema_decay)
     checkpoints = Checkpoints(options.out, accelerator, ema)
     first_step = checkpoints.restore()
-    log = RunLog(options.out, first_step, accelerator.is_main_process)
-    batches = load_batches(task.samples, stage, options, share, first_step)
-
-    for step in range(first_step, stage.steps):
-        # For what draws from the global generator (dropout), and for nothing else.
-        torch.manual_seed(derive_seed(options.seed, "step", step, accelerator.process_index))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage, step)
-        losses = train_step(accelerator, module, optimizer, batches, stage, options)
-        ema.update(step)
-        log.add(losses)
-
-        done = step + 1
-        values: dict[str, float] = {}
-        if is_due(done, stage.report_every, stage.steps):
-            values = log.averages(accelerator)
-            check_finite(values, done, checkpoints)
-            values["lr"] = learning_rate(stage, step)
-        if is_due(done, stage.evaluate_every, stage.steps):
-            values |= evaluate(task, bare, ema, accelerator)
-        log.write(done, values)
-        if is_due(done, stage.checkpoint_every, stage.steps):
-            checkpoints.save(done)
-        report(done, values)
-
-    folder = options.out / "model"
-    if accelerator.is_main_process:
-        with ema.applied():
-            task.export(bare, folder)
-    accelerator.wait_for_everyone()
-    return folder
+    return Run(
+        task=task,
+        stage=stage,
+        options=options,
+        accelerator=accelerator,
+        share=share,
+        module=module,
+        bare=bare,
+        optimizer=optimizer,
+        ema=ema,
+        checkpoints=checkpoints,
+        log=RunLog(options.out, first_step, accelerator.is_main_process),
+        first_step=first_step,
+    )
 
 
-def train_step(
-    accelerator: Accelerator,
-    module: nn.Module,
-    optimizer: Any,
-    batches: Iterator[Batch],
-    stage: Stage,
-    options: RunOptions,
-) -> dict[str, Tensor]:
+def train_step(run: Run, batches: Iterator[Batch], step: int) -> dict[str, Tensor]:
     """One step of the optimizer over all micro-batches; returns losses and the gradient's norm."""
+    accelerator, num_micro = run.accelerator, run.options.micro_batches
+    # For what draws from the global generator (dropout), and for nothing else.
+    torch.manual_seed(derive_seed(run.options.seed, "step", step, accelerator.process_index))
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(run.stage, step)
     sums: dict[str, Tensor] = {}
-    for _ in range(options.micro_batches):
+    for _ in range(num_micro):
         batch = {name: value.to(accelerator.device) for name, value in next(batches).items()}
-        with accelerator.accumulate(module):
-            losses = module(batch)
+        with accelerator.accumulate(run.module):
+            losses = run.module(batch)
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
-                parameters = [p for p in module.parameters() if p.requires_grad]
-                norm = accelerator.clip_grad_norm_(parameters, stage.gradient_norm)
+                norm = clip_gradients(run)
                 if accelerator.scaler is None:  # fp16 meets infinities, and skips those steps
-                    sums["gradient_norm"] = torch.as_tensor(norm)
-            optimizer.step()
-            optimizer.zero_grad()
+                    sums["gradient_norm"] = norm
+            run.optimizer.step()
+            run.optimizer.zero_grad()
         for name, loss in losses.items():
-            sums[name] = sums.get(name, 0) + loss.detach() / options.micro_batches
+            sums[name] = sums.get(name, 0) + loss.detach() / num_micro
     return sums
+
+
+def clip_gradients(run: Run) -> Tensor:
+    """Scale all gradients down to the stage's norm; returns the norm before."""
+    parameters = [p for p in run.module.parameters() if p.requires_grad]
+    norm = run.accelerator.clip_grad_norm_(parameters, run.stage.gradient_norm)
+    return torch.as_tensor(norm)
+
+
+def measure(run: Run, done: int) -> dict[str, float]:
+    """Losses since the last report and measures on held-out data, where they are due.
+
+    Raises: EmoError when one is not finite.
+    """
+    values: dict[str, float] = {}
+    if is_due(done, run.stage.report_every, run.stage.steps):
+        values = run.log.averages(run.accelerator)
+        check_finite(values, done, run.checkpoints)
+        values["lr"] = learning_rate(run.stage, done - 1)
+    if is_due(done, run.stage.evaluate_every, run.stage.steps):
+        values |= evaluate(run)
+    return values
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """The task's measures, by the main process, with the averaged weights."""
+    measures: dict[str, float] = {}
+    if run.accelerator.is_main_process:
+        run.bare.eval()
+        with run.ema.applied(), torch.no_grad():
+            measures = run.task.evaluate(run.bare)
+        run.bare.train()
+    run.accelerator.wait_for_everyone()
+    return measures
 
 
 def learning_rate(stage: Stage, step: int) -> float:
@@ -159,82 +223,16 @@ def is_due(done: int, every: int, steps: int) -> bool:
     return done % every == 0 or done == steps
 
 
-def start_accelerator(options: RunOptions) -> Accelerator:
-    """accelerate's view of the devices; under `accelerate launch` it finds its peers."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(options.device, True):
-        raise EmoError(
-            f"--device {options.device}: there is none on this machine",
-            "Leave --device out to use what there is.",
-        )
-    return Accelerator(
-        mixed_precision=options.precision,
-        gradient_accumulation_steps=options.micro_batches,
-        cpu=options.device == "cpu",
+def load_batches(run: Run) -> Iterator[Batch]:
+    """This process's micro-batches from the first step to the end, each sample with its seed."""
+    stage, num_samples = run.stage, len(run.task.samples)
+    draws = micro_batches(
+        run.options.seed, run.first_step, stage.steps, stage.batch, num_samples, run.share
     )
-
-
-def share_of_batch(stage: Stage, options: RunOptions, accelerator: Accelerator) -> Share:
-    """What this process computes of every batch."""
-    parts = accelerator.num_processes * options.micro_batches
-    if stage.batch % parts:
-        raise EmoError(
-            f"a batch of {stage.batch} does not divide into {accelerator.num_processes} "
-            f"process(es) x {options.micro_batches} micro-batch(es)",
-            "Choose --batch as a multiple of their product.",
-        )
-    return Share(
-        process=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        micro_batches=options.micro_batches,
-    )
-
-
-def binding_options(
-    stage: Stage, options: RunOptions, fingerprint: dict[str, Any]
-) -> dict[str, Any]:
-    """All that must be equal for a run to be resumed; devices and workers may differ."""
-    row = {n: v for n, v in dataclasses.asdict(stage).items() if not n.endswith("_every")}
-    run = {"seed": options.seed, "precision": options.precision}
-    return row | run | {"eight_bit_adam": options.eight_bit_adam} | fingerprint
-
-
-def freeze_others(module: nn.Module, patterns: tuple[str, ...]) -> None:
-    """Let the parameters train whose names match a pattern, and no other."""
-    names = [name for name, _ in module.named_parameters()]
-    for pattern in patterns:
-        assert fnmatch.filter(names, pattern), f"no parameter matches {pattern}"
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(any(fnmatch.fnmatchcase(name, p) for p in patterns))
-
-
-def build_optimizer(module: nn.Module, stage: Stage, options: RunOptions) -> torch.optim.Optimizer:
-    """AdamW over what trains; with 8-bit states where bitsandbytes is installed and asked for."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    kind: Any = torch.optim.AdamW
-    if options.eight_bit_adam:
-        try:
-            import bitsandbytes
-        except ImportError as error:
-            raise EmoError(
-                "8-bit Adam needs bitsandbytes, which is not installed",
-                "pip install bitsandbytes, or leave --eight-bit-adam out.",
-            ) from error
-        kind = bitsandbytes.optim.AdamW8bit
-    return kind(trained, lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay)
-
-
-def load_batches(
-    samples: Samples, stage: Stage, options: RunOptions, share: Share, first_step: int
-) -> Iterator[Batch]:
-    """This process's micro-batches from `first_step` to the end, each sample with its seed."""
-    if len(samples) == 0:
-        raise EmoError("there is nothing to train on", "Name folders with usable files.")
-    draws = micro_batches(options.seed, first_step, stage.steps, stage.batch, len(samples), share)
     loader: DataLoader[Batch] = DataLoader(
-        SeededSamples(samples),
+        SeededSamples(run.task.samples),
         batch_sampler=draws,  # type: ignore[arg-type]
-        num_workers=options.workers,
+        num_workers=run.options.workers,
         pin_memory=torch.cuda.is_available(),
     )
     return iter(loader)
@@ -248,18 +246,6 @@ class SeededSamples(Dataset[Batch]):
 
     def __getitem__(self, drawn: Draw) -> Batch:
         return self.samples[drawn] | {"seed": torch.tensor(drawn.seed)}
-
-
-def evaluate(task: Task, module: nn.Module, ema: Ema, accelerator: Accelerator) -> dict[str, float]:
-    """The task's measures on the main process, with the averaged weights."""
-    measures: dict[str, float] = {}
-    if accelerator.is_main_process:
-        module.eval()
-        with ema.applied(), torch.no_grad():
-            measures = task.evaluate(module)
-        module.train()
-    accelerator.wait_for_everyone()
-    return measures
 
 
 def check_finite(values: dict[str, float], done: int, checkpoints: Checkpoints) -> None:

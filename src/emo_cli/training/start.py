@@ -1,0 +1,80 @@
+"""What a run needs before its first step: devices, its share of the batch, what trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from emo_cli.errors import EmoError
+from emo_cli.training.draws import Share
+from emo_cli.training.stages import RunOptions, Stage
+
+
+def start_accelerator(options: RunOptions) -> Accelerator:
+    """accelerate's view of the devices; under `accelerate launch` it finds its peers."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(options.device, True):
+        raise EmoError(
+            f"--device {options.device}: there is none on this machine",
+            "Leave --device out to use what there is.",
+        )
+    return Accelerator(
+        mixed_precision=options.precision,
+        gradient_accumulation_steps=options.micro_batches,
+        cpu=options.device == "cpu",
+    )
+
+
+def share_of_batch(stage: Stage, options: RunOptions, accelerator: Accelerator) -> Share:
+    """What this process computes of every batch."""
+    parts = accelerator.num_processes * options.micro_batches
+    if stage.batch % parts:
+        raise EmoError(
+            f"a batch of {stage.batch} does not divide into {accelerator.num_processes} "
+            f"process(es) x {options.micro_batches} micro-batch(es)",
+            "Choose --batch as a multiple of their product.",
+        )
+    return Share(
+        process=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        micro_batches=options.micro_batches,
+    )
+
+
+def binding_options(
+    stage: Stage, options: RunOptions, fingerprint: dict[str, Any]
+) -> dict[str, Any]:
+    """All that must be equal for a run to be resumed; devices and workers may differ."""
+    row = {n: v for n, v in dataclasses.asdict(stage).items() if not n.endswith("_every")}
+    run = {"seed": options.seed, "precision": options.precision}
+    return row | run | {"eight_bit_adam": options.eight_bit_adam} | fingerprint
+
+
+def freeze_others(module: nn.Module, patterns: tuple[str, ...]) -> None:
+    """Let the parameters train whose names match a pattern, and no other."""
+    names = [name for name, _ in module.named_parameters()]
+    for pattern in patterns:
+        assert fnmatch.filter(names, pattern), f"no parameter matches {pattern}"
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(any(fnmatch.fnmatchcase(name, p) for p in patterns))
+
+
+def build_optimizer(module: nn.Module, stage: Stage, options: RunOptions) -> torch.optim.Optimizer:
+    """AdamW over what trains; with 8-bit states where bitsandbytes is installed and asked for."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    kind: Any = torch.optim.AdamW
+    if options.eight_bit_adam:
+        try:
+            import bitsandbytes
+        except ImportError as error:
+            raise EmoError(
+                "8-bit Adam needs bitsandbytes, which is not installed",
+                "pip install bitsandbytes, or leave --eight-bit-adam out.",
+            ) from error
+        kind = bitsandbytes.optim.AdamW8bit
+    return kind(trained, lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay)
