@@ -11,7 +11,7 @@ from made_video import FPS, SIZE, make_video, numbered_frames, read_number, tone
 from emo_cli.errors import EmoError
 from emo_cli.ffmpeg_process import ffmpeg_path, last_useful_line
 from emo_cli.mp4_tags import put_tags, tag_box
-from emo_cli.video import VideoWriter, check_output, default_output
+from emo_cli.video import VideoWriter, check_output, check_sound, default_output
 from emo_cli.work_folder import WorkFolder, work_path
 
 FRAME_S = 1 / FPS
@@ -131,6 +131,13 @@ def test_flashes_and_clicks_meet_in_the_first_and_in_the_last_second(
         middle = round(time_s * 48_000)
         peak = middle - 2400 + np.argmax(loud[middle - 2400 : middle + 2400])
         assert abs(peak - middle) <= 48  # 1 ms
+
+
+def test_sound_behind_the_last_frame_is_left_out(tmp_path: Path, out: Path) -> None:
+    make_video(out, write_sound(tmp_path / "padded.wav", tone(1.1), 44_100), 25)
+    with av.open(str(out)) as file:
+        sound = file.streams.audio[0]
+        assert float(sound.duration * sound.time_base) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_start_and_duration_cut_the_sound(tmp_path: Path, out: Path) -> None:
@@ -380,6 +387,13 @@ def test_an_unreadable_sound_is_an_error_and_keeps_the_segments(tmp_path: Path, 
     assert make_video(out, good, 30) == "going on after 30 finished frames"
 
 
+def test_a_sound_that_cannot_be_muxed_is_found_at_once(tmp_path: Path) -> None:
+    check_sound(write_sound(tmp_path / "good.wav", tone(0.1), 8_000))
+    many = write_sound(tmp_path / "many.wav", np.zeros((44_100, 16)), 44_100)
+    with pytest.raises(EmoError, match="Unsupported channel layout"):
+        check_sound(many)
+
+
 def test_ctrl_c_ends_ffmpeg_and_leaves_only_the_work_folder(out: Path, sound: Path) -> None:
     children: list = []
 
@@ -447,4 +461,6 @@ def test_the_useful_line_names_the_cause() -> None:
     assert last_useful_line(["[a @ 0x1] [b @ 0x2] bad", "", "Conversion failed!"]) == "bad"
     full = "av_interleaved_write_frame(): No space left on device"
     assert last_useful_line([full, "[out#0/mp4 @ 0x1] Error closing file"]) == full
+    told = ["[aac @ 0x1] Unsupported channel layout", "[fc#0 @ 0x2] Task finished with error"]
+    assert last_useful_line(told) == "Unsupported channel layout"
     assert last_useful_line([]) == ""

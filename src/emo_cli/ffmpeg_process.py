@@ -19,6 +19,11 @@ from emo_cli.errors import EmoError
 # releases before 4.4 cannot set timestamps on a copied stream.
 NEEDED = (("encoder=libx264", b"Encoder libx264"), ("bsf=setts", b"Bit stream filter setts"))
 STDERR_LINES = 50
+# What ffmpeg adds after the line that names the cause.
+FAREWELL = re.compile(
+    r"Conversion failed!|Task finished|Terminating thread|Nothing was written|Could not open enc"
+    r"|Error while opening enc|Error sending frames|Error reinitializing|Error (opening|closing) "
+)
 AGAIN = "Run the same command again: it goes on from the last finished part."
 
 
@@ -185,9 +190,9 @@ def _signal_name(number: int) -> str:
 def last_useful_line(lines: list[str]) -> str:
     """The line of ffmpeg's stderr that names the cause, without its `[mp4 @ 0x55d0]` prefix.
 
-    A full disk is named wherever it stands; else the last line that is not a mere farewell.
+    A full disk is named wherever it stands; else the last line that is not a mere consequence.
     """
     plain = [re.sub(r"^(\[[^\]]*\]\s*)+", "", line) for line in lines]
     full = [line for line in plain if "No space left" in line]
-    useful = [line for line in plain if line and line != "Conversion failed!"]
-    return (full or useful or [""])[-1]
+    useful = [line for line in plain if line and not FAREWELL.match(line)]
+    return (full or useful or plain or [""])[-1]

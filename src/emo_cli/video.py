@@ -37,11 +37,16 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["VideoWriter", "check_output", "default_output", "ffmpeg_path", "provenance_tags"]
+__all__ = [
+    "VideoWriter",
+    "check_output",
+    "check_sound",
+    "default_output",
+    "ffmpeg_path",
+    "provenance_tags",
+]
 
 QUEUED_CLIPS = 2  # computed but not yet encoded: bounds the memory
-SOUND_RATE_HZ = 48_000
-SOUND_BITRATE = "192k"
 ACCESS_UNIT_DELIMITER = b"\0\0\1\x09"  # x264 sets one before each frame (aud=1)
 
 # ffmpeg's RGB conversion defaults to BT.601 and does not tag: players then guess by height.
@@ -63,6 +68,7 @@ H264 = {
     "flags:v": "+bitexact",
     "format": "h264",
 }
+AAC = {"c:a": "aac", "b:a": "192k", "ar": 48_000, "flags:a": "+bitexact"}
 # What the sound may be packed in: a playlist named song.wav must not be followed.
 SOUND_FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,"
@@ -126,6 +132,32 @@ def provenance_tags(seed: int) -> dict[str, str]:
     }
 
 
+def check_sound(path: Path) -> None:
+    """Encodes the first second of a sound, so that one that cannot be muxed fails early.
+
+    Raises: EmoError with ffmpeg's reason.
+    """
+    import ffmpeg
+
+    FFmpegProcess(ffmpeg.output(_sound(path, 0, 1), "-", format="null", **AAC)).finish()
+
+
+def _sound(path: Path, start_s: float, duration_s: float) -> Any:
+    """The first sound track as an ffmpeg stream, cut.
+
+    Samples count from 0, in order, as they do for the frames: a late first timestamp or a gap
+    in the container must not shift the sound against the lips.
+    """
+    import ffmpeg
+
+    sound = ffmpeg.input(
+        file_url(path), protocol_whitelist="file,pipe", format_whitelist=SOUND_FORMATS
+    )
+    span = {"start": f"{start_s:.6f}", "duration": f"{duration_s:.6f}"}
+    cut = sound["a:0"].filter("asetpts", "N/SR/TB").filter("atrim", **span)
+    return cut.filter("asetpts", "PTS-STARTPTS")
+
+
 class VideoWriter:
     """Encodes clips in the background, as they come, and puts the video together at the end.
 
@@ -183,7 +215,8 @@ class VideoWriter:
     ) -> Path:
         """Joins segments and sound, moves the file to its name, writes OUT.json, cleans up.
 
-        The sound is the original from `start_s` on, `duration_s` long (None: to its end).
+        The sound is the original from `start_s` on, `duration_s` long (None: to its end), but
+        never longer than the picture: what is behind `num_frames` is an encoder's padding.
 
         Raises: EmoError when ffmpeg or the disk fails, or OUT has appeared meanwhile and
         `overwrite` is not set; the segments are kept.
@@ -196,8 +229,9 @@ class VideoWriter:
         check_output(out, overwrite)
         part = self._work.part_path("video")
         box = tag_box(tags)
-        graph = self._mux_graph(part, sound_path, (start_s, duration_s), room_for(box))
-        self._join_segments(graph)
+        picture_s = num_frames / self._fps
+        sound = _sound(sound_path, start_s, min(duration_s or picture_s, picture_s))
+        self._join_segments(self._mux_graph(part, sound, room_for(box)))
         with writing(out):
             put_tags(part, box)
             move_into_place(part, out)
@@ -259,38 +293,21 @@ class VideoWriter:
         )
         return ffmpeg.output(frames["v:0"], file_url(self._part), vf=PICTURE_FILTER, **H264)
 
-    def _mux_graph(
-        self, part: Path, sound_path: Path, cut: tuple[float, float | None], comment: str
-    ) -> Any:
+    def _mux_graph(self, part: Path, sound: Any, comment: str) -> Any:
         import ffmpeg
 
         picture = ffmpeg.input("pipe:0", format="h264", framerate=self._fps)
-        sound = ffmpeg.input(
-            file_url(sound_path),
-            protocol_whitelist="file,pipe",
-            format_whitelist=SOUND_FORMATS,
-        )
-        start_s, duration_s = cut
-        span = {"start": f"{start_s:.6f}"}
-        if duration_s is not None:
-            span["duration"] = f"{duration_s:.6f}"
-        # Samples count from 0, in order, as they do for the frames: a late first timestamp or
-        # a gap in the container must not shift the sound against the lips.
-        samples = sound["a:0"].filter("asetpts", "N/SR/TB").filter("atrim", **span)
         tick = f"1/({self._fps}*TB)"
         return ffmpeg.output(
             picture["v:0"],
-            samples.filter("asetpts", "PTS-STARTPTS"),
+            sound,
             file_url(part),
             **{
                 "c:v": "copy",
                 # 6-9: parameter sets, delimiters, x264's remarks: not part of an mp4's samples.
                 "bsf:v": f"setts=ts=N*{tick}:duration={tick},filter_units=remove_types=6-9",
                 "video_track_timescale": self._fps * 1000,
-                "c:a": "aac",
-                "b:a": SOUND_BITRATE,
-                "ar": SOUND_RATE_HZ,
-                "flags:a": "+bitexact",
+                **AAC,
                 "fflags": "+bitexact",
                 "map_metadata": -1,
                 "metadata": f"comment={comment}",
