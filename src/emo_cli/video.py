@@ -10,12 +10,9 @@ and segments join without re-encoding, edit lists or timestamps of their own.
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +21,11 @@ from emo_cli import __version__
 from emo_cli.errors import EmoError
 from emo_cli.ffmpeg_process import AGAIN, FFmpegProcess, ffmpeg_path, file_url
 from emo_cli.mp4_tags import put_tags, room_for, tag_box
+from emo_cli.output_file import check_output, default_output, report_path
 from emo_cli.work_folder import (
     SEGMENT_CLIPS,
     WorkFolder,
     move_into_place,
-    work_path,
     write_atomically,
     writing,
 )
@@ -38,6 +35,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "SOUND_FORMATS",
     "VideoWriter",
     "check_output",
     "check_sound",
@@ -74,51 +72,6 @@ SOUND_FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,"
     "mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
 )
-
-
-def default_output(portrait: Path, audio: Path) -> Path:
-    """`PORTRAIT_AUDIO.mp4` in the current folder."""
-    return Path(f"{portrait.stem}_{audio.stem}.mp4")
-
-
-def report_path(out: Path) -> Path:
-    """Where the options and timings of a video are kept: OUT.json."""
-    return out.with_suffix(".json")
-
-
-def check_output(out: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
-    """Refuses, before any work is done, an output that could not or must not be written.
-
-    Raises: EmoError when it is a folder, no .mp4, an input, there already (without `overwrite`),
-    or in a folder that is missing or cannot be written.
-    """
-    name_it = "Name another file with -o, such as -o video.mp4."
-    try:
-        if out.is_dir():
-            raise EmoError(f"the output {out} is a folder", name_it)
-        if out.suffix.lower() != ".mp4":
-            raise EmoError(f"the output {out} is not an .mp4 file", name_it)
-        if not out.parent.is_dir():
-            raise EmoError(f"the folder {out.parent} does not exist", "Make it, or change -o.")
-        for target in (out, report_path(out)):
-            _check_target(target, overwrite, inputs)
-        with contextlib.suppress(FileNotFoundError):
-            os.lstat(work_path(out))  # refuses a name that is too long
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise EmoError(f"cannot write {out}: {error.strerror}", name_it) from error
-
-
-def _check_target(target: Path, overwrite: bool, inputs: Sequence[Path]) -> None:
-    if not os.path.lexists(target):
-        return
-    if target.exists() and any(path.exists() and target.samefile(path) for path in inputs):
-        raise EmoError(f"{target} is an input", "Name another output with -o.")
-    if not overwrite:
-        raise EmoError(f"{target} exists", "Use --overwrite, or name another output with -o.")
-    if not (target.is_file() or target.is_symlink()):
-        raise EmoError(f"{target} is not a plain file", "Name another output with -o.")
 
 
 def provenance_tags(seed: int) -> dict[str, str]:
