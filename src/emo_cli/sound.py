@@ -139,15 +139,7 @@ def _decode(
             _write_cut(reader, stream, start, stop)
             if stop is not None and reader.length_s >= stop:
                 return stop - start, reader.notes()
-            stated_s = stated_length_s(path, container)
-            _check_length(path, reader, float(stated_s), start_s)
-            padded = stated_s < reader.length_s < stated_s + Fraction(PADDING_S)
-            end = stated_s if padded else reader.length_s
-            if start >= end:
-                raise EmoError(
-                    f"--start {start_s:g} is beyond the end of {path.name}, {float(end):.2f} s",
-                    "Give an earlier start.",
-                )
+            end = _end(path, reader, stated_length_s(path, container), start)
             return end - start, reader.notes()
     except av.error.FFmpegError as error:
         raise EmoError(
@@ -266,18 +258,27 @@ def _write_cut(
             return
 
 
-def _check_length(path: Path, reader: _Reader, stated_s: float, start_s: float) -> None:
-    length_s = float(reader.length_s)
+def _end(path: Path, reader: _Reader, stated_s: Fraction, start_s: Fraction) -> Fraction:
+    """Where the sound ends, in seconds, when all of it has been read."""
+    length_s = reader.length_s
     if reader.num_damaged > reader.num_frames:
         raise EmoError(f"the sound track of {path.name} cannot be decoded", DAMAGED)
     if length_s == 0:
         raise EmoError(f"there is no sound in {path.name}: its length is zero", DAMAGED)
-    missing_s = stated_s - length_s
-    if missing_s > max(MISSING_S, MISSING_SHARE * stated_s) or ends_inside_a_page(path):
-        of = f" of {stated_s:.2f}" if missing_s > 0 else ""
+    lacks = stated_s - length_s > max(MISSING_S, MISSING_SHARE * stated_s)
+    if lacks or ends_inside_a_page(path):
+        of = f" of {float(stated_s):.2f}" if lacks else ""
         rest_s = math.floor((length_s - start_s) * 100) / 100
         use_rest = f", or use what is there: --duration {rest_s:.2f}" if rest_s > 0 else ""
         raise EmoError(
-            f"{path.name} is cut short: {length_s:.2f}{of} s can be read",
+            f"{path.name} is cut short: {float(length_s):.2f}{of} s can be read",
             f"Copy it again{use_rest}.",
         )
+    padded = stated_s < length_s < stated_s + Fraction(PADDING_S)
+    end_s = stated_s if padded else length_s
+    if start_s >= end_s:
+        raise EmoError(
+            f"--start {float(start_s):g} is beyond the end of {path.name}, {float(end_s):.2f} s",
+            "Give an earlier start.",
+        )
+    return end_s
