@@ -139,6 +139,7 @@ class AutoencoderTask:
             with torch.no_grad():
                 latents = torch.cat([autoencoder.encode(p) for p in pictures.split(3)])
             autoencoder.rescale_latents(1 / latents.std().item())
+        folder.mkdir(parents=True, exist_ok=True)
         write_part(folder, "autoencoder", autoencoder.state_dict(), dtype=torch.float16)
 
     def _validation_pictures(self, frames: list[Stored]) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,10 @@ from safetensors.torch import load_file, save_file
 from emo_cli.errors import EmoError
 from emo_cli.training.ema import Ema
 
+DAMAGE = (
+    *(OSError, EOFError, RuntimeError, ValueError, KeyError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
 KEPT = 2  # the newest, and the one before it in case the newest turns out to be bad
 
 
@@ -78,7 +83,7 @@ class Checkpoints:
             step = int(json.loads((latest / "state.json").read_text())["step"])
             self.ema.load(load_file(latest / "ema.safetensors"))
             self.accelerator.load_state(str(latest))
-        except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        except DAMAGE as error:
             raise EmoError(
                 f"the checkpoint {latest} is damaged: {str(error).splitlines()[0]}",
                 "Remove that folder; the run goes on from the checkpoint before it.",

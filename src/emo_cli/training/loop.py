@@ -166,12 +166,12 @@ def train_step(run: Run, batches: Iterator[Batch], step: int) -> dict[str, Tenso
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
                 norm = clip_gradients(run)
-                if accelerator.scaler is None:  # fp16 meets infinities, and skips those steps
-                    sums["gradient_norm"] = norm
             run.optimizer.step()
             run.optimizer.zero_grad()
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0) + loss.detach() / num_micro
+    if accelerator.scaler is None:  # fp16 meets infinities, and skips those steps
+        sums["gradient_norm"] = norm
     return sums
 
 
