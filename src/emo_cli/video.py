@@ -126,9 +126,10 @@ class VideoWriter:
         self._next_clip = work.next_clip
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="video")
         self._pending: collections.deque[Future[None]] = collections.deque()
-        # Of the open segment; only the worker touches these.
-        self._ffmpeg: FFmpegProcess | None = None
         self._part = work.part_path("segment")
+        self._video = work.part_path("video")
+        self._ffmpeg: FFmpegProcess | None = None
+        # Of the open segment; only the worker touches these.
         self._num_clips = 0
         self._num_frames = 0
         self._motion_latents: torch.Tensor | None = None
@@ -180,14 +181,13 @@ class VideoWriter:
         if self._work.frames_done != num_frames:
             raise ValueError(f"{self._work.frames_done} frames written, {num_frames} expected")
         check_output(out, overwrite)
-        part = self._work.part_path("video")
         box = tag_box(tags)
         picture_s = num_frames / self._fps
         sound = _sound(sound_path, start_s, min(duration_s or picture_s, picture_s))
-        self._join_segments(self._mux_graph(part, sound, room_for(box)))
+        self._join_segments(self._mux_graph(sound, room_for(box)))
         with writing(out):
-            put_tags(part, box)
-            move_into_place(part, out)
+            put_tags(self._video, box)
+            move_into_place(self._video, out)
             write_atomically(report_path(out), (json.dumps(report, indent=2) + "\n").encode())
         self._work.remove()
         return out
@@ -199,6 +199,7 @@ class VideoWriter:
         self._worker.shutdown(wait=True)
         self._kill()  # the worker may just have started one
         self._part.unlink(missing_ok=True)
+        self._video.unlink(missing_ok=True)
 
     def _kill(self) -> None:
         if self._ffmpeg is not None:
@@ -246,7 +247,7 @@ class VideoWriter:
         )
         return ffmpeg.output(frames["v:0"], file_url(self._part), vf=PICTURE_FILTER, **H264)
 
-    def _mux_graph(self, part: Path, sound: Any, comment: str) -> Any:
+    def _mux_graph(self, sound: Any, comment: str) -> Any:
         import ffmpeg
 
         picture = ffmpeg.input("pipe:0", format="h264", framerate=self._fps)
@@ -254,7 +255,7 @@ class VideoWriter:
         return ffmpeg.output(
             picture["v:0"],
             sound,
-            file_url(part),
+            file_url(self._video),
             **{
                 "c:v": "copy",
                 # 6-9: parameter sets, delimiters, x264's remarks: not part of an mp4's samples.
