@@ -82,6 +82,11 @@ def test_a_transfer_that_breaks_or_stalls_goes_on_where_it_was(hub, tmp_path, fa
     assert path.read_bytes() == BIG
 
 
+def test_a_line_that_breaks_often_but_brings_something_each_time_is_not_given_up(hub, tmp_path):
+    hub.misbehave("net/big.safetensors", *["truncate:30000"] * (web.ATTEMPTS + 3))
+    assert download([], manifest=only_big(), folder=tmp_path)[0].state == "present"
+
+
 def test_an_interrupted_download_is_resumed_by_the_next_run(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(web, "ATTEMPTS", 1)
     hub.misbehave("net/big.safetensors", "truncate:120000")

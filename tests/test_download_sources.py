@@ -170,7 +170,7 @@ def test_a_wheel_that_arrives_altered_is_not_opened(index, tmp_path):
     assert loadable_files(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", [b"other!", b"longer" * 1000])
+@pytest.mark.parametrize("content", [b"other!", b"longer" * 1000, b"stated, and more"])
 def test_a_member_that_is_not_the_stated_one_is_not_kept(index, tmp_path, content):
     packed = index.archives["net-1.0-py3-none-any.whl"] = wheel({"net/a.dat": content})
     file = package_file("eval/a.dat", "net-1.0-py3-none-any.whl", packed, "net/a.dat", b"stated")
