@@ -28,10 +28,9 @@ from safetensors.torch import load_file, save_file
 from emo_cli.errors import EmoError
 from emo_cli.training.ema import Ema
 
-DAMAGE = (
-    *(OSError, EOFError, RuntimeError, ValueError, KeyError),
-    *(SafetensorError, pickle.UnpicklingError),
-)
+# What torch, safetensors, pickle and json raise on files that were cut short or overwritten.
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError)
+DAMAGE = (*UNREADABLE, SafetensorError, pickle.UnpicklingError)
 KEPT = 2  # the newest, and the one before it in case the newest turns out to be bad
 
 

@@ -73,7 +73,8 @@ def open_picture_cache(
     """
     files = [find_files(source) for source in sources]
     digest = hashlib.sha256()
-    for found in files:
+    for source, found in zip(sources, files, strict=True):
+        digest.update(f"{source.name}/\n".encode())
         for path in found:
             digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
     index = folder / "pictures.json"

@@ -56,9 +56,9 @@ AUTOENCODER = Stage(
     starts_from=(),
     motion_frames=0,
     clip_frames=1,
-    steps=6000,
+    steps=4500,
     batch=8,
-    lr=5e-4,
+    lr=1e-3,
     warmup_steps=100,
     final_lr=0.01,
     betas=(0.9, 0.99),
@@ -66,7 +66,7 @@ AUTOENCODER = Stage(
     gradient_norm=1.0,
     ema_decay=0.995,
     report_every=20,
-    evaluate_every=400,
+    evaluate_every=300,
     checkpoint_every=100,
 )
 
