@@ -15,7 +15,7 @@ from emo_cli.fetch import web
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "PAUSE_S", 0.0)
-    monkeypatch.setattr(web, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(web, "TIMEOUT_S", 5.0)
     monkeypatch.setattr(web, "CHUNK_BYTES", 10_000)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
 

@@ -73,7 +73,8 @@ def test_a_damaged_file_is_not_loaded_and_the_next_download_repairs_it(hub, tmp_
 
 
 @pytest.mark.parametrize("fault", ["truncate:100000", "stall:100000"])
-def test_a_transfer_that_breaks_or_stalls_goes_on_where_it_was(hub, tmp_path, fault):
+def test_a_transfer_that_breaks_or_stalls_goes_on_where_it_was(hub, tmp_path, fault, monkeypatch):
+    monkeypatch.setattr(web, "TIMEOUT_S", 1.0)
     hub.misbehave("net/big.safetensors", fault)
     download([], manifest=only_big(), folder=tmp_path)
     storage = [r for r in hub.requests if r.path.startswith("/storage/")]

