@@ -14,7 +14,7 @@ from emo_cli.errors import EmoError
 
 SMALLEST, LARGEST = 64, 10_000  # px, either side of a picture
 # Only formats that Pillow decodes by itself: EPS, for one, would start Ghostscript.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 BACKDROP = 128  # grey behind transparent pixels, as a studio's wall
 # What Pillow's decoders raise on damaged files.
 UNREADABLE = (
@@ -36,11 +36,13 @@ def read_picture(path: Path) -> np.ndarray:
     64..10,000 px.
     """
     _check_file(path)
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # builds of Pillow differ
     try:
         with warnings.catch_warnings():
             # Pillow warns from 89 megapixels on; our own limit is checked before decoding.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=formats) as image:
                 _check_size(image, path.name)
                 image.load()
                 return _as_rgb(ImageOps.exif_transpose(image))
