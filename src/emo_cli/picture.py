@@ -15,6 +15,7 @@ from emo_cli.errors import EmoError
 SMALLEST, LARGEST = 64, 10_000  # px, either side of a picture
 # Only formats that Pillow decodes by itself: EPS, for one, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+TOO_LARGE = f"Save it with at most {LARGEST:,} px on each side."
 BACKDROP = 128  # grey behind transparent pixels, as a studio's wall
 # What Pillow's decoders raise on damaged files.
 UNREADABLE = (
@@ -25,7 +26,6 @@ UNREADABLE = (
     IndexError,
     OverflowError,
     struct.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -51,6 +51,8 @@ def read_picture(path: Path) -> np.ndarray:
             f"{path.name} is not a picture that emo can read",
             "Save it as JPEG, PNG or WebP.",
         ) from error
+    except Image.DecompressionBombError as error:
+        raise EmoError(f"{path.name} unpacks to too many pixels", TOO_LARGE) from error
     except MemoryError as error:
         raise EmoError(
             f"{path.name} needs more memory than there is", "Save it smaller: 2,000 px will do."
@@ -78,10 +80,7 @@ def _check_size(image: Image.Image, name: str) -> None:
             f"{name} is {width}x{height} px: too small", f"It needs {SMALLEST} px on each side."
         )
     if max(width, height) > LARGEST:
-        raise EmoError(
-            f"{name} is {width}x{height} px: too large",
-            f"Save it with at most {LARGEST:,} px on each side.",
-        )
+        raise EmoError(f"{name} is {width}x{height} px: too large", TOO_LARGE)
 
 
 def _as_rgb(image: Image.Image) -> np.ndarray:
