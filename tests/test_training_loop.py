@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -335,6 +336,26 @@ def test_held_out_people_are_cached_apart_and_broken_files_dropped(tmp_path, pic
     said.clear()
     open_picture_cache([pictures], tmp_path / "cache", said.append)
     assert said == []  # the second time nothing is decoded
+
+
+def test_a_video_gives_two_of_its_frames_and_a_truncated_one_none(tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    with av.open(str(folder / "a.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 64
+        for shade in range(20):
+            picture = np.full((64, 64, 3), 10 * shade, dtype=np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    (folder / "b.mp4").write_bytes((folder / "a.mp4").read_bytes()[:600])
+    said: list[str] = []
+    cache = open_picture_cache([folder], tmp_path / "cache", said.append)
+    shades = [float(cache[stored].mean()) for stored in cache.stored]
+    assert shades == pytest.approx([50, 150], abs=12)  # at 1/4 and 3/4 of the duration
+    assert any("dropped" in line and "b.mp4" in line for line in said)
 
 
 def test_crops_are_pure_functions_of_their_seed_and_stay_in_range():

@@ -25,6 +25,8 @@ VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg"}
 FRAMES_PER_VIDEO = 2  # frames of one clip show nearly the same
 LONGEST_KEPT = 512  # pixels of the shorter side; larger pictures are reduced
 
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # PIL's and PyAV's
+
 Uint8Array = NDArray[np.uint8]
 
 
@@ -150,7 +152,7 @@ def _write_pixels(
             for file in found:
                 try:
                     pictures = list(_decode(file))
-                except (OSError, ValueError, Image.DecompressionBombError) as error:
+                except UNREADABLE as error:
                     say(f"dropped {file}: {error}")
                     continue
                 for picture in pictures:
@@ -170,13 +172,26 @@ def _decode(file: Path) -> Iterator[Uint8Array]:
     import av
 
     with av.open(str(file)) as container:  # PyAV's errors are OSError or ValueError
-        stream = container.streams.video[0] if container.streams.video else None
-        if stream is None:
+        if not container.streams.video:
             raise ValueError("no video stream")
-        frames = list(container.decode(stream))
+        stream = container.streams.video[0]
         for part in range(FRAMES_PER_VIDEO):
-            frame = frames[(2 * part + 1) * len(frames) // (2 * FRAMES_PER_VIDEO)]
+            share = (2 * part + 1) / (2 * FRAMES_PER_VIDEO)
+            frame = _frame_at(container, stream, share)
             yield np.asarray(_reduced(Image.fromarray(frame.to_ndarray(format="rgb24"))))
+
+
+def _frame_at(container: Any, stream: Any, share: float) -> Any:
+    """The first frame at or after a share of the duration; decodes from the key frame before."""
+    target = int((stream.duration or 0) * share) + (stream.start_time or 0)
+    container.seek(target, stream=stream)
+    frame = None
+    for frame in container.decode(stream):
+        if frame.pts is None or frame.pts >= target:
+            break
+    if frame is None:
+        raise ValueError("no frame can be decoded")
+    return frame
 
 
 def _reduced(image: Image.Image) -> Image.Image:
