@@ -123,7 +123,7 @@ class AudioFeatures:
         start_s = self._window_s * index - self._context_s
         start = max(0, math.floor(start_s * SAMPLE_RATE_HZ))
         length_s = self._window_s * (index + 1) + self._context_s
-        window = _normalised(self._samples[start : math.floor(length_s * SAMPLE_RATE_HZ)])
+        window = normalised(self._samples[start : math.floor(length_s * SAMPLE_RATE_HZ)])
         padded = np.pad(window, (0, max(0, self._field - len(window))))
         weight = next(self._encoder.parameters())
         with torch.no_grad():
@@ -169,7 +169,7 @@ def _reach(config: AudioConfig) -> tuple[int, int]:
     return stride, field
 
 
-def _normalised(window: np.ndarray) -> np.ndarray:
+def normalised(window: np.ndarray) -> np.ndarray:
     """Zero mean, unit variance, as Wav2Vec2FeatureExtractor does it for one sound."""
     wide = window.astype(np.float64)
     return ((wide - wide.mean()) / np.sqrt(wide.var() + EPSILON)).astype(np.float32)

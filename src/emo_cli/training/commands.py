@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from emo_cli.console import note
+from emo_cli.errors import EmoError
 
 app = typer.Typer(no_args_is_help=True, help="Train a model, or a part of one, on your own data.")
 
@@ -56,6 +57,78 @@ def autoencoder(
         folder = loop.train(task, stage, options, fingerprint=data, report=report)
     if process.is_main_process:
         typer.echo(folder / "autoencoder.safetensors")
+
+
+@app.command()
+def speech(
+    out: Annotated[Path, typer.Option(help="Folder for the sounds; run again to go on.")],
+    utterances: Annotated[int, typer.Option(min=1, help="How many.")] = 900,
+    seed: Annotated[int, typer.Option(help="Of words, voices, pitch and pace.")] = 0,
+) -> None:
+    """Synthesise speech whose phonemes are known, for `emo train audio`."""
+    from rich.progress import track
+
+    from emo_cli.training.speech_synthesis import synthesise
+
+    for _ in track(synthesise(out, utterances, seed), "speech", total=utterances):
+        pass
+    typer.echo(out)
+
+
+@app.command()
+def audio(
+    sounds: Annotated[
+        list[Path],
+        typer.Option(help="Folders of sounds and videos, by whose lips it is also taught."),
+    ],
+    teacher: Annotated[
+        Path, typer.Option(help="Folder of a Whisper model (transformers or CTranslate2).")
+    ],
+    out: Annotated[Path, typer.Option(help="The run's folder; run again to resume.")],
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for decoded sounds and features. [OUT/cache]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the optimizer.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sounds of 5 s per step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order, pieces and noise.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="no or bf16.")] = "no",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+) -> None:
+    """Train mini's audio encoder: it learns to hear what moves lips."""
+    import torch
+    from accelerate import PartialState
+
+    from emo_cli.config import MINI
+    from emo_cli.training import loop
+    from emo_cli.training.audio_data import open_sound_cache
+    from emo_cli.training.audio_stage import TEACHER_LAYERS, AudioTask
+    from emo_cli.training.stages import STAGES, RunOptions, with_options
+    from emo_cli.training.teacher import load_teacher
+
+    if precision not in ("no", "bf16"):
+        raise EmoError(f"'{precision}' is no precision", "Use no or bf16.", exit_code=2)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    stage = with_options(STAGES["audio"], steps=steps, batch=batch, lr=lr)
+    options = RunOptions(
+        out=out,
+        seed=seed,
+        device=device,
+        precision=precision,  # type: ignore[arg-type]
+        threads=threads,
+    )
+    process = PartialState(cpu=device == "cpu")  # one of several under `accelerate launch`
+    with process.main_process_first():
+        folder = cache or out / "cache"
+        stored = open_sound_cache(sounds, folder, load_teacher(teacher), TEACHER_LAYERS, note)
+    task = AudioTask(MINI.audio, stored, seed)
+    data = {"sounds": stored.digest}
+    with _step_progress(stage.name, stage.steps, shown=process.is_main_process) as report:
+        result = loop.train(task, stage, options, fingerprint=data, report=report)
+    if process.is_main_process:
+        typer.echo(result / "audio_encoder.safetensors")
 
 
 @contextlib.contextmanager

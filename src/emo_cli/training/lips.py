@@ -34,21 +34,16 @@ def opening(landmarks: NDArray[np.floating]) -> float:
     return float(height / np.linalg.norm(landmarks[LEFT] - landmarks[RIGHT]))
 
 
-def stored_lip_openings(
-    path: Path, folder: Path, finder: FaceFinder | None = None
-) -> NDArray[np.float32] | None:
-    """Openings [F] of a video from `folder`, measured and stored there first if `finder` is given.
+def stored_lip_openings(path: Path, folder: Path, finder: FaceFinder) -> NDArray[np.float32]:
+    """Openings [F] of a video from `folder`, measured and stored there the first time.
 
-    None: not stored, and no finder.
+    Raises: as `lip_openings`.
     """
     stored = folder / f"{path.parent.name}.{path.stem}.npy"
-    if stored.exists():
-        return np.load(stored)
-    if finder is None:
-        return None
-    openings = lip_openings(path, finder)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = stored.with_suffix(".partial.npy")
-    np.save(partial, openings)
-    os.replace(partial, stored)
-    return openings
+    if not stored.exists():
+        openings = lip_openings(path, finder)
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = stored.with_suffix(".partial.npy")
+        np.save(partial, openings)
+        os.replace(partial, stored)
+    return np.load(stored)

@@ -18,38 +18,43 @@ import numpy as np
 from emo_cli.errors import EmoError
 from emo_cli.training.draws import derive_seed
 
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 # CMU's phonemes as flite writes them; "ax" is its schwa, "pau" silence.
-PHONEMES = (
+PHONEMES = _words(
     "pau aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th "
     "uh uw v w y z zh"
-).split()
+)
 FLITE_VOICES = {"awb": 120, "kal16": 110, "rms": 100, "slt": 175}  # usual pitch in Hz
-ESPEAK_LANGUAGES = (
+ESPEAK_LANGUAGES = _words(
     "en-us en-gb-scotland en-gb-x-rp de fr-fr es it pt-br nl sv pl cs ru fi tr hi id sw vi cmn"
-).split()
-ESPEAK_VARIANTS = "f1 f2 f3 f4 f5 m1 m2 m3 m4 m5 m6 m7 klatt2 klatt4 belinda steph2".split()
+)
+ESPEAK_VARIANTS = _words("f1 f2 f3 f4 f5 m1 m2 m3 m4 m5 m6 m7 klatt2 klatt4 belinda steph2")
 SINGING_SHARE = 0.15  # of the flite utterances are as slow and high as a song
 
-ADJECTIVES = (
+ADJECTIVES = _words(
     "big calm bright hollow purple narrow funny golden bashful smooth heavy cheap thirsty early "
     "loyal foggy brave wet usual rough young quiet huge warm joyful vague thick empty orange few"
-).split()
-NOUNS = (
+)
+NOUNS = _words(
     "boy mouth father garage watch moon window bubble paper fish valley teacher voice puzzle king "
     "mother judge village book thumb giraffe house yard treasure baby oyster wolf church feather "
     "shop mirror bathroom guitar pope family bishop measure coffee wheel apple piano"
-).split()
-VERBS = (
+)
+VERBS = _words(
     "saw took loved changed pushed believed brought weighed opened moved helped avoided whispered "
     "thought paid followed chose enjoyed threw fixed warmed bought wished put vanished from"
-).split()
-PLACES = (
+)
+PLACES = _words(
     "above by near before behind with without over for towards beyond among under of beneath"
-).split()
-ADVERBS = (
+)
+ADVERBS = _words(
     "now soon always maybe usually slowly why how yes away today again very well outside "
     "one two three four five six seven eight nine zero eleven"
-).split()
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +157,11 @@ def _write(said: Utterance, target: Path) -> None:
     partial.rename(target)
 
 
-def phoneme_rows(path: Path, centres_s: np.ndarray) -> np.ndarray:
+def phoneme_rows(path: Path, centres_s: np.ndarray, length_s: float) -> np.ndarray:
     """Which phoneme sounds at each time [T], as its place in `PHONEMES`, uint8.
 
-    `path` holds "pau:0.16 hh:0.26 ...": each phoneme and when it ends, in seconds.
+    `path` holds "pau:0.16 hh:0.26 ...": each phoneme and when it ends, in seconds. flite's diphone
+    voice speaks a few per cent faster than it says: times are scaled to the sound's length.
 
     Raises: ValueError when it does not.
     """
@@ -164,5 +170,7 @@ def phoneme_rows(path: Path, centres_s: np.ndarray) -> np.ndarray:
     names = [name for name, _, _ in entries]
     if not names or any(b < a for a, b in itertools.pairwise(ends)):
         raise ValueError(f"{path} holds no phonemes in the order of their ends")
+    if ends[-1] > length_s:
+        ends *= length_s / ends[-1]
     known = np.array([PHONEMES.index(name) for name in names], dtype=np.uint8)
     return known[np.searchsorted(ends, centres_s).clip(0, len(known) - 1)]

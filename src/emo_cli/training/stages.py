@@ -21,7 +21,7 @@ class Stage:
     trains: tuple[str, ...]  # patterns of parameter names; all others are frozen
     starts_from: tuple[str, ...]  # stages whose weights it needs
     motion_frames: int
-    clip_frames: int  # 1: single pictures
+    clip_frames: int  # 1: single pictures; 0: no pictures
     steps: int
     batch: int
     lr: float
@@ -70,7 +70,33 @@ AUTOENCODER = Stage(
     checkpoint_every=100,
 )
 
-STAGES = {stage.name: stage for stage in (AUTOENCODER,)}
+AUDIO = Stage(
+    name="audio",
+    # All but the embedding of masked time, which nothing uses.
+    trains=(
+        "encoder.feature_extractor.*",
+        "encoder.feature_projection.*",
+        "encoder.encoder.*",
+        "heads.*",
+    ),
+    starts_from=(),
+    motion_frames=0,
+    clip_frames=0,
+    steps=1500,
+    batch=8,
+    lr=1.5e-3,
+    warmup_steps=60,
+    final_lr=0.01,
+    betas=(0.9, 0.98),
+    weight_decay=0.01,
+    gradient_norm=1.0,
+    ema_decay=0.99,
+    report_every=20,
+    evaluate_every=200,
+    checkpoint_every=100,
+)
+
+STAGES = {stage.name: stage for stage in (AUTOENCODER, AUDIO)}
 
 
 def with_options(
