@@ -6,15 +6,23 @@ ours comes from a parent or is listed here as new. New layers keep their silent 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from emo_cli.config import ModelConfig
 from emo_cli.errors import EmoError
 from emo_cli.model.autoencoder import rename_old_attention
 from emo_cli.model.backbone import Backbone
+from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.layers import sinusoid
-from emo_cli.model.load import check_keys
+from emo_cli.model.load import check_finite, check_keys
 from emo_cli.model.reference_net import ReferenceNet
+from emo_cli.weights import weights_path
 
 # Parameters of the Backbone that no parent has (EMO sec. 3.2), by part of their name.
 NEW_IN_BACKBONE = (
@@ -28,6 +36,42 @@ NEW_IN_BACKBONE = (
 )
 NEW_IN_TEMPORAL = (".norm_speed.", ".attn_speed.")
 BEHIND_LAST_TAP = ("conv_norm_out.", "conv_out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parents:
+    """The safetensors files that `full` is born from."""
+
+    unet: Path
+    vae: Path
+    motion: Path
+    wav2vec: Path
+
+
+def downloaded_parents() -> Parents:
+    """What `emo download full` brought, verified.
+
+    Raises: EmoError that names the command, when a file is missing or damaged.
+    """
+    model = "diffusion_pytorch_model.safetensors"
+    return Parents(
+        unet=weights_path(f"full/unet/{model}"),
+        vae=weights_path(f"full/vae/{model}"),
+        motion=weights_path(f"full/motion/{model}"),
+        wav2vec=weights_path("full/wav2vec2/model.safetensors"),
+    )
+
+
+def model_from_parents(config: ModelConfig, parents: Parents) -> EmoModel:
+    """A model before its first stage: the parents' weights, and silent new layers."""
+    model = EmoModel(config)
+    unet = _read(parents.unet)
+    load_sd_into_backbone(model.backbone, unet)
+    load_sd_into_reference_net(model.reference_net, unet)
+    load_animatediff(model.backbone, _read(parents.motion))
+    load_vae(model.autoencoder, _read(parents.vae))
+    load_wav2vec(model.audio_encoder, _read(parents.wav2vec))
+    return model.eval()
 
 
 def load_sd_into_backbone(backbone: Backbone, unet: dict[str, Tensor]) -> None:
@@ -129,3 +173,12 @@ def _assign(
     expected = {n: t for n, t in module.state_dict().items() if not _any_in(new, n)}
     check_keys(expected, tensors, source)
     module.load_state_dict(tensors, strict=False)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise EmoError(f"cannot read {file}: {error}", "Run `emo download full` again.") from error
+    check_finite(tensors, file)
+    return tensors
