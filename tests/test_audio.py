@@ -11,6 +11,7 @@ import subprocess
 import sys
 import wave
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -55,14 +56,16 @@ def encode(path: Path, *, seconds: float = 2.0, pictures: int = 0, sound: bool =
         return path
     name, codec, rate, kind = ENCODERS.get(path.suffix[1:], ("mp4", "aac", 44100, "fltp"))
     with av.open(str(path), "w", format=name) as container:
-        track = container.add_stream(codec, rate=rate, layout="stereo") if sound else None
+        track: Any = container.add_stream(codec, rate=rate, layout="stereo") if sound else None
         film = container.add_stream("mpeg4", rate=25) if pictures else None
         if film is not None:
             film.width = film.height = 64
             film.pix_fmt = "yuv420p"
             for _ in range(pictures):
-                frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
-                container.mux(film.encode(frame))
+                picture = av.VideoFrame.from_ndarray(
+                    np.zeros((64, 64, 3), np.uint8), format="rgb24"
+                )
+                container.mux(film.encode(picture))
             container.mux(film.encode())
         if track is not None:
             samples = np.repeat(tone(rate, seconds)[None], 2, axis=0).astype(np.float32)
@@ -338,7 +341,7 @@ def test_a_missing_work_folder_is_one_clear_error(tmp_path):
 # --- features
 
 
-def small_config(**changes: object) -> AudioConfig:
+def small_config(**changes: Any) -> AudioConfig:
     small = dataclasses.replace(
         MINI.audio,
         conv_dim=(8,) * 7,

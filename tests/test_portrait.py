@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from emo_cli import faces as faces_module
 from emo_cli.errors import EmoError
-from emo_cli.faces import FaceFinder, find_faces
+from emo_cli.faces import Face, FaceFinder, find_faces
 from emo_cli.picture import read_picture
 from emo_cli.portrait import Portrait, parse_region, prepare_portrait
 
@@ -44,7 +45,7 @@ def prepared(path: Path, region: str = "box", *, size: int = 128, face=None) -> 
     return prepare_portrait(path, size=size, face=face, face_region=region)
 
 
-def saved(image: Image.Image, path: Path, **options: object) -> Path:
+def saved(image: Image.Image, path: Path, **options: Any) -> Path:
     image.save(path, **options)
     return path
 
@@ -78,7 +79,7 @@ def test_each_format_is_read_as_rgb(suffix, tmp_path):
 def test_exif_rotation_is_undone(orientation, tmp_path):
     upright = gradient()
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # EXIF's number -> what a camera did to it
-    stored = upright if orientation == 1 else upright.transpose(undo[orientation])
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(stored, tmp_path / "a.png", exif=exif)
@@ -254,6 +255,21 @@ def test_largest_face_comes_first(person, finder):
     large, small = finder.find(np.asarray(canvas))
     assert large.box[0] > 450
     assert small.box[2] < 320
+
+
+def test_a_small_face_that_is_none_from_near_is_left_out(monkeypatch):
+    seen_from: list[int] = []
+
+    def leaves(finder: FaceFinder, picture: np.ndarray, look: faces_module._Look) -> list[Face]:
+        seen_from.append(look.side)
+        if look.side != 500 or (look.x, look.y) != (0, 0):
+            return []
+        flat = np.zeros((478, 3), np.float32)
+        return [Face(box=(100, 100, 180, 200), landmarks=flat, rotation=np.eye(3))]
+
+    monkeypatch.setattr(FaceFinder, "_look", leaves)
+    assert FaceFinder().find(np.zeros((1000, 1000, 3), np.uint8)) == []
+    assert 300 in seen_from  # three times the box
 
 
 def test_tiles_cover_the_picture_with_half_a_tile_of_overlap():
