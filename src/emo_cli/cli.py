@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ DEFAULTS = GenerateOptions()
 RARE = "Rarely needed"
 INTERRUPTED = 130
 # typer carries click inside itself or beside it, by version; this is its UsageError either way.
-UsageError = typer.BadParameter.__bases__[0]
+UsageError: Any = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="emo",
@@ -222,7 +222,7 @@ def run(arguments: list[str]) -> int:
         console.error(problem)
         return problem.exit_code
     except UsageError as problem:
-        problem.show()  # type: ignore[attr-defined]
+        problem.show()
         return 2
     except (KeyboardInterrupt, typer.Abort):
         console.note("interrupted; the same command goes on where this one stopped")

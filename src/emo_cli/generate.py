@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from emo_cli import __version__, console
 from emo_cli.config import GenerateOptions
 from emo_cli.model.load import sha256
-from emo_cli.video import VideoWriter, check_output, provenance_tags
+from emo_cli.video import VideoWriter, check_output, check_sound, provenance_tags
 from emo_cli.work_folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def make_video(engine: Engine, request: Request) -> dict[str, Any]:
         if work.note and not request.quiet:
             console.note(work.note)
         video = engine.prepare(request.portrait, request.audio, work.path, request.options)
+        check_sound(request.audio)  # now, not when all frames are made
         for line in () if request.quiet else (*video.portrait.notes, *video.sound.notes):
             console.note(line)
         prepared = time.perf_counter()

@@ -47,6 +47,7 @@ def build_scheduler(config: DiffusionConfig, solver: Solver, steps: int) -> Any:
     """
     import diffusers
 
+    scheduler: Any
     if not 1 <= steps <= TRAIN_STEPS:
         raise EmoError(f"cannot take {steps} steps", "--steps is 1 to 1000.", exit_code=2)
     common = {

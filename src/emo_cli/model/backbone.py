@@ -108,11 +108,11 @@ class Backbone(UNet):
         """Zero feature maps for a first clip, [B, M, C, H, W] per temporal layer."""
         maps = []
         for block, level in self._levels():
-            scale = 2**level
-            side = latent_size // scale
-            for module in block.motion_modules:
-                width = module.proj_in.in_features
-                maps.append(like.new_zeros(batch, self.motion_frames, width, side, side))
+            side = latent_size // 2**level
+            for module in block.modules():
+                if isinstance(module, TemporalModule):
+                    shape = (batch, self.motion_frames, module.proj_in.in_features, side, side)
+                    maps.append(like.new_zeros(shape))
         return maps
 
     def _levels(self) -> list[tuple[nn.Module, int]]:

@@ -79,6 +79,12 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_width, width, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
+    @property
+    def out(self) -> nn.Linear:
+        layer = self.to_out[0]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
     def split(self, x: Tensor) -> Tensor:
         """[..., N, C] -> [..., h, N, d]."""
         return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
@@ -90,7 +96,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Tokens [B, N, C] attend to keys and values [B, h, S, d] -> [B, N, C]."""
         y = attention(self.split(self.to_q(x)), keys, values)
-        return self.to_out[0](y.transpose(-2, -3).flatten(-2))
+        return self.out(y.transpose(-2, -3).flatten(-2))
 
 
 class Folded(NamedTuple):
@@ -112,7 +118,7 @@ class ShortAttention(Attention):
         keys, values = self.keys_values(context)  # [B, h, S, d]
         head = keys.shape[-1]
         to_q = self.to_q.weight.unflatten(0, (self.heads, head))  # [h, d, C]
-        to_out = self.to_out[0].weight.unflatten(1, (self.heads, head))  # [C, h, d]
+        to_out = self.out.weight.unflatten(1, (self.heads, head))  # [C, h, d]
         scores = torch.einsum("hdc,bhsd->bcsh", to_q, keys * head**-0.5).flatten(2)
         outputs = torch.einsum("chd,bhsd->bshc", to_out, values).flatten(1, 2)
         return Folded(scores, outputs)
@@ -123,7 +129,7 @@ class ShortAttention(Attention):
         if offset is not None:
             scores = scores + offset
         weights = scores.unflatten(-1, (-1, self.heads)).softmax(-2).flatten(-2)
-        return torch.baddbmm(self.to_out[0].bias, weights, folded.outputs)
+        return torch.baddbmm(self.out.bias, weights, folded.outputs)
 
 
 class GatedLinear(nn.Module):

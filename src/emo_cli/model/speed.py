@@ -35,7 +35,7 @@ class SpeedEncoder(nn.Module):
         The features carry the clip's time positions, which start behind the motion frames:
         without them attention could not pair frame f with S(f).
         """
-        x = self.buckets(windows).flatten(2).to(self.mlp[0].weight.dtype)  # [B, F, (2m+1)d]
-        x = self.mlp(x)
+        dtype = next(self.mlp.parameters()).dtype
+        x = self.mlp(self.buckets(windows).flatten(2).to(dtype))  # from [B, F, (2m+1)d]
         frames, width = x.shape[-2:]
         return x + sinusoid(motion_frames + frames, width, like=x)[motion_frames:]

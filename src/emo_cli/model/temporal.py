@@ -48,7 +48,7 @@ class FrameAttention(Attention):
         """q [B, F, N, C] attends to k, v [B, M+F, N, C] at the same place -> [B, F, N, C]."""
         q, k, v = (x.unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1, 4) for x in (q, k, v))
         y = attention(q, k, v)  # [B, N, h, F, d]
-        return self.to_out[0](y.permute(0, 3, 1, 2, 4).flatten(-2))
+        return self.out(y.permute(0, 3, 1, 2, 4).flatten(-2))
 
 
 class TemporalBlock(nn.Module):

@@ -10,7 +10,7 @@ Shapes: B pictures (frames folded in), C channels, H W latent size, T time width
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,9 @@ class Block(nn.Module):
         self.motion_modules = _present([layers.temporal(level) for _ in widths])
         if resample is not None:
             setattr(self, "upsamplers" if up else "downsamplers", nn.ModuleList([resample]))
+
+    def __len__(self) -> int:
+        return len(self.resnets)
 
     def layer(self, index: int, x: Tensor, time: Tensor | None, visit: Visit) -> Tensor:
         """Residual block `index` and the layers behind it."""
@@ -124,20 +127,24 @@ class UNet(nn.Module):
             up = Upsample(width) if level > 0 else None
             self.up_blocks.append(Block(shapes, level, layers, groups, time_width, up, up=True))
 
+    @staticmethod
+    def _blocks(blocks: nn.ModuleList) -> list[Block]:
+        return cast(list[Block], list(blocks))
+
     def walk(self, x: Tensor, time: Tensor | None, visit: Visit) -> Tensor:
         """x [B, C, H, W] and time [B, T] -> [B, widths[0], H, W]."""
         x = self.conv_in(x)
         skips = [x]
-        for block in self.down_blocks:
-            for index in range(len(block.resnets)):
+        for block in self._blocks(self.down_blocks):
+            for index in range(len(block)):
                 x = block.layer(index, x, time, visit)
                 skips.append(x)
             for down in getattr(block, "downsamplers", ()):
                 x = down(x)
                 skips.append(x)
         x = self.mid_block(x, time, visit)
-        for block in self.up_blocks:
-            for index in range(len(block.resnets)):
+        for block in self._blocks(self.up_blocks):
+            for index in range(len(block)):
                 x = block.layer(index, torch.cat([x, skips.pop()], 1), time, visit)
             for up in getattr(block, "upsamplers", ()):
                 x = up(x)

@@ -1,0 +1,190 @@
+"""The loss of the stages image, video and speed (EMO sec. 3.3): one denoising step on a clip.
+
+Shapes: B clips, F frames (1: single pictures), M motion frames, C latent channels, H W latent
+size, S picture size, 2m+1 frames in a window, L*D all wav2vec layers side by side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from emo_cli.conditions import windows
+from emo_cli.config import DiffusionConfig, ModelConfig
+from emo_cli.model.emo_model import EmoModel
+from emo_cli.model.layers import fold_frames, unfold_frames
+from emo_cli.sampler import build_scheduler
+from emo_cli.training.draws import derive_seed, sample_noise, sample_uniform
+
+ENCODE_SLICE = 8  # pictures a time through the frozen autoencoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingOptions:
+    """What a stage's loss is made of; probabilities are per clip."""
+
+    clip: bool  # temporal layers and motion frames take part
+    audio: bool
+    drop_reference: float  # for guidance: the null reference
+    drop_audio: float
+    drop_motion: float  # as in a first clip: zero maps (EMO sec. 3.2)
+    mean_speed: float  # see the clip's mean speed, as at inference
+    motion_noise: float  # share of the latents' std; sampled motion latents are not clean
+    sampled_timesteps: float  # drawn from the few timesteps that sampling uses
+    min_snr: float | None  # gamma; never with a zero terminal SNR, whose last step it would drop
+    mouth_weight: float  # of the loss inside the mouth's box
+
+
+class DenoisingLoss(nn.Module):
+    """Backbone and ReferenceNet, and what they are judged by."""
+
+    alphas: Tensor
+
+    def __init__(self, model: EmoModel, options: DenoisingOptions) -> None:
+        super().__init__()
+        diffusion = model.config.diffusion
+        if options.min_snr is not None and diffusion.zero_terminal_snr:
+            raise ValueError("min-SNR gives the last step of a zero-terminal schedule no weight")
+        self.config: ModelConfig = model.config
+        self.options = options
+        self.reference_net = model.reference_net
+        self.backbone = model.backbone
+        # In a list: frozen, not saved and not averaged with what trains.
+        self.frozen = [model.autoencoder]
+        scheduler = build_scheduler(diffusion, "ddim", 1000)
+        self.register_buffer("alphas", scheduler.alphas_cumprod.clone(), persistent=False)
+        few = build_scheduler(diffusion, diffusion.solver, diffusion.steps)
+        self.sampled = few.timesteps.tolist()
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One noisy clip per sample -> {"loss", "mouth"}.
+
+        batch: `frames` uint8 [B, M+F, S, S, 3] or `latents` [B, M+F, C, H, W]; `reference`
+        uint8 [B, S, S, 3] or `reference_latents` [B, C, H, W]; `mask` [B, S, S]; `mouth`
+        [B, F, H, W], the share of each latent pixel in the mouth's box; `seed` [B]; for clips
+        also `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame.
+        """
+        seeds = batch["seed"]
+        latents = self._latents(batch, "latents", "frames")
+        motion_frames = self.config.motion_frames if self.options.clip else 0
+        motion, clean = latents[:, :motion_frames], latents[:, motion_frames:]
+        noise = self._noise(seeds, clean)
+        timesteps = self._timesteps(seeds)
+        alpha = self.alphas[timesteps].to(clean).view(-1, 1, 1, 1, 1)
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        prediction = self._predict(batch, noisy, timesteps, motion)
+        target = noise
+        if self.config.diffusion.prediction == "v_prediction":
+            target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+        return self._losses(prediction.float(), target.float(), timesteps, batch["mouth"])
+
+    def _losses(
+        self, prediction: Tensor, target: Tensor, timesteps: Tensor, mouth: Tensor
+    ) -> dict[str, Tensor]:
+        error = (prediction - target).square().mean(2)  # [B, F, H, W]
+        weight = 1 + (self.options.mouth_weight - 1) * mouth
+        per_clip = (weight * error).flatten(1).sum(1) / weight.flatten(1).sum(1)  # [B]
+        scale = snr_weight(self.alphas[timesteps], self.config.diffusion, self.options.min_snr)
+        inside = (mouth * error).sum() / mouth.sum().clamp_min(1e-6)
+        return {"loss": (scale * per_clip).mean(), "plain": error.mean(), "mouth": inside}
+
+    def _predict(
+        self, batch: dict[str, Tensor], noisy: Tensor, timesteps: Tensor, motion: Tensor
+    ) -> Tensor:
+        options, seeds = self.options, batch["seed"]
+        portrait = self._latents(batch, "reference_latents", "reference")
+        keep = self._keep(seeds, "reference", options.drop_reference, noisy)
+        features = self.reference_net.portrait_features(portrait)
+        features = [keep[:, None, None] * x for x in features]
+        mask = batch["mask"].to(noisy)[:, None]
+        video = self.backbone.prepare_video(features, mask, keep[:, None, None, None] * portrait)
+        clip = self.backbone.prepare_clip(
+            self._audio(batch, noisy), self._motion(seeds, motion), self._speed(batch, noisy)
+        )
+        return self.backbone(noisy, timesteps, video, clip)
+
+    def _audio(self, batch: dict[str, Tensor], like: Tensor) -> Tensor:
+        """Windows [B, F, 2m+1, L*D]; the null condition where sound does not take part."""
+        count, frames = 2 * self.config.window + 1, like.shape[1]
+        if not self.options.audio:
+            shape = (len(like), frames, count, self.config.audio_feature_width)
+            return like.new_zeros(shape)
+        audio = torch.stack([windows(x, count) for x in batch["audio"].to(like)])
+        keep = self._keep(batch["seed"], "audio", self.options.drop_audio, like)
+        return keep[:, None, None, None] * audio
+
+    def _speed(self, batch: dict[str, Tensor], like: Tensor) -> Tensor:
+        """Windows [B, F, 2m+1] of head rotation; some clips see their mean (EMO sec. 4.1)."""
+        count, frames = 2 * self.config.window + 1, like.shape[1]
+        if not self.options.clip:
+            return like.new_zeros(len(like), frames, count)
+        speed = batch["speed"].float()
+        keep = self._keep(batch["seed"], "speed", self.options.mean_speed, speed)[:, None]
+        speed = keep * speed + (1 - keep) * speed.mean(1, keepdim=True)
+        return torch.stack([windows(x, count) for x in speed])
+
+    def _motion(self, seeds: Tensor, motion: Tensor) -> list[Tensor]:
+        """Motion features [B, M, C', H', W'] per temporal layer, zero maps for some clips."""
+        if not self.options.clip:
+            return []
+        noise = sample_noise(seeds, "motion", tuple(motion.shape[1:]), motion)
+        maps = self.reference_net.motion_features(motion + self.options.motion_noise * noise)
+        keep = self._keep(seeds, "first clip", self.options.drop_motion, motion)
+        return [keep[:, None, None, None, None] * x for x in maps]
+
+    def _timesteps(self, seeds: Tensor) -> Tensor:
+        """[B]: uniform over the schedule, or one of those that sampling will use."""
+        steps = []
+        for seed in seeds.tolist():
+            among = derive_seed(seed, "sampled?") / 2**63 < self.options.sampled_timesteps
+            choices = self.sampled if among else range(1000)
+            steps.append(choices[derive_seed(seed, "timestep") % len(choices)])
+        return torch.tensor(steps, device=self.alphas.device)
+
+    def _noise(self, seeds: Tensor, clean: Tensor) -> Tensor:
+        """The same prior as sampling: a share of the variance is common to all frames."""
+        shared = self.config.diffusion.shared_noise
+        own = sample_noise(seeds, "noise", tuple(clean.shape[1:]), clean)
+        common = sample_noise(seeds, "shared noise", (1, *clean.shape[2:]), clean)
+        return shared**0.5 * common + (1 - shared) ** 0.5 * own
+
+    def _keep(self, seeds: Tensor, purpose: str, drop: float, like: Tensor) -> Tensor:
+        """[B]: 0 where a condition is dropped, else 1."""
+        return (sample_uniform(seeds, purpose, like) >= drop).to(like.dtype)
+
+    @torch.no_grad()
+    def _latents(self, batch: dict[str, Tensor], ready: str, pictures: str) -> Tensor:
+        """Latents from the batch, or of its uint8 pictures through the frozen autoencoder."""
+        if ready in batch:
+            return batch[ready].to(self.alphas)
+        frames = batch[pictures]
+        many = frames.dim() == 5
+        flat = fold_frames(frames) if many else frames
+        flat = flat.permute(0, 3, 1, 2).to(self.alphas) / 127.5 - 1
+        autoencoder = self.frozen[0]
+        latents = torch.cat([autoencoder.encode(part) for part in flat.split(ENCODE_SLICE)])
+        return unfold_frames(latents, frames.shape[1]) if many else latents
+
+
+def snr_weight(alpha: Tensor, config: DiffusionConfig, gamma: float | None) -> Tensor:
+    """min-SNR weights [B] of samples at these alpha products; ones without a gamma."""
+    if gamma is None:
+        return torch.ones_like(alpha)
+    snr = alpha / (1 - alpha)
+    clipped = snr.clamp(max=gamma)
+    return clipped / (snr + 1 if config.prediction == "v_prediction" else snr)
+
+
+def mouth_share(boxes: Tensor, size: int, latent_size: int) -> Tensor:
+    """Boxes [F, 4] (x0, y0, x1, y1 in pixels of S) -> [F, H, W], each latent pixel's share."""
+    edges = torch.arange(latent_size + 1) * (size / latent_size)
+    low, high = edges[:-1], edges[1:]
+
+    def overlap(start: Tensor, stop: Tensor) -> Tensor:
+        inside = torch.minimum(high, stop[:, None]) - torch.maximum(low, start[:, None])
+        return inside.clamp_min(0) / (high - low)
+
+    across, down = overlap(boxes[:, 0], boxes[:, 2]), overlap(boxes[:, 1], boxes[:, 3])
+    return down[:, :, None] * across[:, None, :]
