@@ -12,6 +12,7 @@ from emo_cli.audio import SAMPLE_RATE_HZ
 
 Samples = NDArray[np.float32]
 
+QUIET_RMS = 0.02
 GAIN_DB = 6.0  # between pieces
 NOISE_SHARE, NOISE_DB = 0.6, (3.0, 35.0)
 MUSIC_SHARE, MUSIC_DB = 0.25, (0.0, 20.0)
@@ -37,8 +38,9 @@ def disturbed(pieces: list[Samples], rng: np.random.Generator) -> Samples:
 
 
 def mixed(sound: Samples, other: Samples, ratio_db: float) -> Samples:
-    """The sum, with the other sound `ratio_db` below the first."""
-    level = np.sqrt(np.mean(sound**2) / (np.mean(other**2) + 1e-12)) * 10 ** (-ratio_db / 20)
+    """The sum, with the other sound `ratio_db` below the first, or below a quiet voice."""
+    power = max(float(np.mean(sound**2)), QUIET_RMS**2)
+    level = np.sqrt(power / (np.mean(other**2) + 1e-12)) * 10 ** (-ratio_db / 20)
     return sound + other * level
 
 

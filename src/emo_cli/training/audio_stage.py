@@ -30,6 +30,8 @@ from emo_cli.training.teacher import ROW
 TEACHER_LAYERS = (2, 4)  # of Whisper tiny's four; the encoder's middle and last layer learn them
 PIECE_ROWS = 125  # 2.5 s
 PIECES = 2  # of different sounds, one behind the other: a voice must not need its own window
+SILENT_SHARE = 0.06  # of the pieces
+SILENT_PHONEME = PHONEMES.index("pau")
 LIP_WINDOW = 9  # rows, 180 ms
 OUTLIER = 5.0  # standard deviations; some of Whisper's features have long tails
 HELD_OUT_SOUNDS = 40  # of each source, that `evaluate` hears
@@ -61,8 +63,9 @@ class SoundSamples:
             self.piece(self.entries[entry], PIECE_ROWS, derive_seed(drawn.seed, "piece", i))
             for i, entry in enumerate(chosen)
         ]
-        sounds = [piece.pop("sound") for piece in pieces]
-        sound = disturbed(sounds, np.random.default_rng(derive_seed(drawn.seed, "disturb")))
+        rng = np.random.default_rng(derive_seed(drawn.seed, "disturb"))
+        pieces = [silence(p) if rng.random() < SILENT_SHARE else p for p in pieces]
+        sound = disturbed([piece.pop("sound") for piece in pieces], rng)
         joined = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
         joined["known"][PIECE_ROWS - 1 :: PIECE_ROWS] = False  # these hear two pieces
         num_steps = (len(sound) - HEARD) // ROW + 1
@@ -79,7 +82,7 @@ class SoundSamples:
         width = len(self.mean)
         rows: dict[str, NDArray[Any]] = {
             "sound": np.zeros((num_rows, ROW), np.float32),
-            "phoneme": np.full(num_rows, UNKNOWN_PHONEME, np.int64),
+            "phoneme": np.full(num_rows, SILENT_PHONEME, np.int64),
             "lips": np.full(num_rows, np.nan, np.float32),
             "envelope": np.full(num_rows, -1, np.float32),
             "teacher": np.zeros((num_rows, width), np.float32),
@@ -94,6 +97,12 @@ class SoundSamples:
         rows["teacher"] = teacher.clip(-OUTLIER, OUTLIER)
         rows["sound"] = rows["sound"].reshape(-1)
         return rows
+
+
+def silence(piece: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """As long as the piece, and nobody speaks: what is heard there is noise."""
+    fills = {"phoneme": SILENT_PHONEME, "lips": np.nan, "envelope": -1}
+    return {name: np.full_like(rows, fills.get(name, 0)) for name, rows in piece.items()}
 
 
 def _entries(cache: SoundCache) -> list[StoredSound]:
@@ -160,7 +169,7 @@ class AudioLoss(nn.Module):
         layers, said = self.hear(batch["sound"])
         known, phoneme = batch["known"], batch["phoneme"]
         middle, last = batch["teacher"].chunk(2, dim=-1)
-        seen = known & ~batch["lips"].isnan()
+        seen = ~batch["lips"].isnan()
         # NaN times zero is NaN, also in the gradient: no NaN may come near the sum.
         opening = (batch["lips"].nan_to_num() - self.lip_scale[0]) / self.lip_scale[1]
         losses = {
@@ -175,7 +184,7 @@ class AudioLoss(nn.Module):
                     ignore_index=UNKNOWN_PHONEME,
                     reduction="none",
                 ),
-                known & (phoneme != UNKNOWN_PHONEME),
+                phoneme != UNKNOWN_PHONEME,
             ),
             # The residual stream would drift; the projector hears all layers side by side.
             "scale": torch.stack([layer.float().std().log().square() for layer in layers]).sum(),
