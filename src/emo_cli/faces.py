@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,13 @@ _stderr_lock = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """One face: its box, 478 landmarks [478, 3], and the head's rotation [3, 3], upright = 1."""
+    """One face: its box, 478 landmarks [478, 3], the head's rotation [3, 3], upright = 1, and its
+    place [3] before MediaPipe's camera, in centimetres."""
 
     box: Box
     landmarks: np.ndarray
     rotation: np.ndarray
+    place: np.ndarray = field(default_factory=lambda: np.zeros(3, np.float32))
 
     @property
     def width(self) -> float:
@@ -181,9 +183,15 @@ def _face(points: Any, pose: Any, look: _Look) -> Face:
     landmarks = np.array([(p.x, p.y, p.z) for p in points], np.float32) * look.side
     landmarks[:, :2] += (look.x, look.y)
     (x0, y0), (x1, y1) = landmarks[:, :2].min(0).tolist(), landmarks[:, :2].max(0).tolist()
+    matrix = np.asarray(pose)
     # The matrix carries a scale and rounding: the nearest rotation to it.
-    u, _, vt = np.linalg.svd(Y_DOWN @ np.asarray(pose)[:3, :3] @ Y_DOWN)
-    return Face(box=(x0, y0, x1, y1), landmarks=landmarks, rotation=(u @ vt).astype(np.float32))
+    u, _, vt = np.linalg.svd(Y_DOWN @ matrix[:3, :3] @ Y_DOWN)
+    return Face(
+        box=(x0, y0, x1, y1),
+        landmarks=landmarks,
+        rotation=(u @ vt).astype(np.float32),
+        place=(Y_DOWN @ matrix[:3, 3]).astype(np.float32),
+    )
 
 
 def _whole(picture: np.ndarray, factor: float) -> _Look:

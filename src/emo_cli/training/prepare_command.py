@@ -1,0 +1,163 @@
+"""`emo train prepare` on the command line. Heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from emo_cli.errors import EmoError
+
+if TYPE_CHECKING:
+    from emo_cli.training.prepare import PrepareOptions, Progress
+
+SIZES = (512, 256)
+
+
+def prepare_command(
+    out: Annotated[Path, typer.Option(help="The dataset's folder; run again to go on.")],
+    raw: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of videos, or videos.", show_default=False)
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the square clips, 512 or 256.")] = SIZES[0],
+    workers: Annotated[int, typer.Option(min=1, help="Videos prepared side by side.")] = 1,
+    annotations: Annotated[
+        Path | None,
+        typer.Option("--list", help="Annotation list of HDTF, VFHQ or CelebV-HQ."),
+    ] = None,
+    split_by: Annotated[
+        str | None,
+        typer.Option(
+            help="Who is who: a CSV (video,identity[,split]), or a pattern whose group is the "
+            "identity. [the folder's name and the file's up to the first '_']"
+        ),
+    ] = None,
+    held_out: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of identities kept for validation.")
+    ] = 0.05,
+    audio_model: Annotated[
+        str | None,
+        typer.Option(help="Add sound features by this model: 'mini' or a model folder."),
+    ] = None,
+    latents: Annotated[
+        str | None,
+        typer.Option(help="Add latents by this model's autoencoder, for training on a CPU."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+    ] = False,
+) -> None:
+    """Turn raw videos into training shards: shots, face crops, labels, sound."""
+    from emo_cli.training.prepare import PrepareOptions
+
+    if size not in SIZES:
+        raise EmoError(f"--size {size} will not do", "Use 512 or 256.", exit_code=2)
+    if not raw and not (audio_model or latents):
+        raise EmoError("there is nothing to prepare", "Name folders of videos.", exit_code=2)
+    options = PrepareOptions(
+        raw=tuple(raw or ()),
+        out=out,
+        size=size,
+        workers=workers,
+        list=annotations,
+        split_by=split_by,
+        held_out_share=held_out,
+    )
+    if dry_run:
+        _dry_run(options)
+        return
+    if raw:
+        _prepare(options)
+    _precompute(out, audio_model, latents)
+    typer.echo(out)
+
+
+def _dry_run(options: PrepareOptions) -> None:
+    from emo_cli.console import note
+    from emo_cli.training.prepare import look
+
+    found = look(options)
+    note(
+        f"{found['videos']} videos: {found['finished']} are finished, {found['to_do']} to do "
+        f"({found['hours']:.2f} h, {found['without_sound']} without sound)"
+    )
+    _print_reasons(found["reasons"])
+
+
+def _prepare(options: PrepareOptions) -> None:
+    from emo_cli.console import note, warn
+    from emo_cli.training.prepare import REPORT, prepare
+
+    with _video_progress() as progress:
+        report = prepare(options, progress=progress)
+    kept = report["kept"]
+    for split, clips in sorted(kept["clips"].items()):
+        minutes = kept["frames"][split] / 25 / 60
+        note(f"{split}: {clips} clips, {minutes:.1f} min, {kept['sounding'][split]} with sound")
+    _print_reasons(report["reasons"])
+    note(f"all reasons: {options.out / REPORT}; per video: {options.out / 'videos'}")
+    if not kept["clips"]:
+        raise EmoError("no clip could be made", "The reasons stand above.")
+    if failed := report["videos"].get("failed"):
+        warn(f"{failed} videos failed; run the same command again to retry them")
+
+
+def _precompute(out: Path, audio_model: str | None, latents: str | None) -> None:
+    from emo_cli.console import note
+    from emo_cli.training import precompute
+
+    if audio_model is not None:
+        note(f"sound features: {precompute.add_sound_features(out, audio_model, note)}")
+    if latents is not None:
+        note(f"latents: {precompute.add_latents(out, latents, note)}")
+
+
+def _print_reasons(reasons: dict[str, Any]) -> None:
+    if not reasons:
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("step", "dropped because", "videos", "clips", "such as")
+    for reason, row in reasons.items():
+        step, _, why = reason.partition(": ")
+        counts = [str(row[kind] or "") for kind in ("videos", "clips")]
+        table.add_row(step, escape(why), *counts, escape(", ".join(row["examples"])))
+    Console(stderr=True).print(table)
+
+
+@contextlib.contextmanager
+def _video_progress() -> Iterator[Callable[[Progress], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("videos, {task.fields[clips]} new clips, {task.fields[rate]} clips/min, ETA"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", clips=0, rate="-")
+
+        def show(progress: Progress) -> None:
+            rate = 60 * progress.clips / max(progress.seconds, 1)
+            bar.update(
+                task,
+                total=progress.num_videos,
+                completed=progress.videos,
+                clips=progress.clips,
+                rate=f"{rate:.1f}",
+            )
+
+        yield show

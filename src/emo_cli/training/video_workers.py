@@ -1,0 +1,183 @@
+"""Processes that prepare videos side by side; one that dies takes only its own video with it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from emo_cli.errors import EmoError
+from emo_cli.training.prepare_video import Alive, Event, VideoTask, prepare_video
+from emo_cli.training.tracks import Finder
+
+SILENT_S = 900.0  # a worker that says nothing for so long hangs
+FRUITLESS_DEATHS = 5  # in a row: it is not the videos
+MakeFinder = Callable[[], AbstractContextManager[Finder]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The video could not be worked through; the next run tries it again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """All clips of the video have been told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Unable:
+    """The worker cannot work at all on this machine."""
+
+    message: str
+    hint: str
+
+
+class VideoWorkers:
+    """Runs tasks in `num` processes, no more at a time than there are; use it with `with`.
+
+    Memory does not grow with the number of tasks: each is asked for when a worker is free.
+    """
+
+    def __init__(self, num: int, make_finder: MakeFinder) -> None:
+        self._num = num
+        self._make_finder = make_finder
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> VideoWorkers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.stop()
+
+    def run(self, tasks: Iterator[VideoTask]) -> Iterator[tuple[VideoTask, Any]]:
+        """Each task's events in their order, those of several tasks mixed; last `Finished`,
+        or `Failed` when its worker has died or hangs.
+
+        Raises: EmoError when workers cannot work at all.
+        """
+        free = [_Worker(self._make_finder) for _ in range(self._num)]
+        self._workers = list(free)
+        deaths = 0
+        for worker in free:
+            worker.give(next(tasks, None))
+        while busy := [worker for worker in self._workers if worker.task is not None]:
+            for worker in _ready(busy):
+                task, event = worker.task, worker.receive()
+                assert task is not None
+                if isinstance(event, _Unable):
+                    raise EmoError(event.message, event.hint)
+                if not isinstance(event, Alive):
+                    yield task, event
+                deaths = deaths + 1 if worker.dead else 0
+                if deaths >= FRUITLESS_DEATHS:
+                    raise EmoError(
+                        f"{deaths} workers died one after the other",
+                        "Use fewer --workers if memory is short.",
+                    )
+                if isinstance(event, Failed | Finished):
+                    worker.give(next(tasks, None))
+
+
+def _ready(busy: list[_Worker]) -> list[_Worker]:
+    """The workers that have said something, have died, or have been silent for too long."""
+    now = time.monotonic()
+    patience = max(0.0, min(worker.heard + SILENT_S - now for worker in busy))
+    spoke = wait([worker.connection for worker in busy], timeout=patience)
+    if spoke:
+        return [worker for worker in busy if worker.connection in spoke]
+    for worker in busy:
+        if worker.heard + SILENT_S <= time.monotonic():
+            worker.hangs = True
+            worker.process.kill()
+    return [worker for worker in busy if worker.hangs]
+
+
+class _Worker:
+    """One process, started anew when it has died."""
+
+    def __init__(self, make_finder: MakeFinder) -> None:
+        self._make_finder = make_finder
+        self.task: VideoTask | None = None
+        self.dead = self.hangs = False
+        self._start()
+
+    def _start(self) -> None:
+        # spawn: a fork would copy the threads' locks of MediaPipe and torch in any state.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_work, args=(theirs, self._make_finder), daemon=True, name="emo-prepare"
+        )
+        self.process.start()
+        theirs.close()
+        self.dead = self.hangs = False
+        self.heard = time.monotonic()
+
+    def give(self, task: VideoTask | None) -> None:
+        """The next video; None: there is none."""
+        if self.dead and task is not None:
+            self._start()
+        self.task, self.heard = task, time.monotonic()
+        if task is not None:
+            with contextlib.suppress(BrokenPipeError):  # it died: `receive` will say so
+                self.connection.send(task)
+
+    def receive(self) -> Event | Failed | Finished | _Unable:
+        """What the worker says next; `Failed` when it has died."""
+        self.heard = time.monotonic()
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            self.dead = True
+            if self.hangs:
+                return Failed(reason=f"no progress for {SILENT_S:.0f} s")
+            return Failed(reason=f"its worker died ({_how(self.process.exitcode)})")
+
+    def stop(self) -> None:
+        """End the process, whatever it is doing."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def _how(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-exitcode).name
+    return f"exit status {exitcode}"
+
+
+def _work(connection: Connection, make_finder: MakeFinder) -> None:
+    """The process: one task after the other, until the other end of the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    with contextlib.suppress(EOFError, BrokenPipeError), contextlib.ExitStack() as stack:
+        try:
+            finder = stack.enter_context(make_finder())
+        except EmoError as problem:
+            connection.send(_Unable(message=problem.message, hint=problem.hint))
+            return
+        while True:
+            task = connection.recv()
+            connection.send(_run(task, finder, connection))
+
+
+def _run(task: VideoTask, finder: Finder, connection: Connection) -> Failed | Finished:
+    try:
+        for event in prepare_video(task, finder, lambda: connection.send(Alive())):
+            connection.send(event)
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # whatever it is, one broken video never stops the run
+        return Failed(reason=f"{type(error).__name__}: {error}")
+    return Finished()
