@@ -11,8 +11,10 @@ import typer
 
 from emo_cli.console import note
 from emo_cli.errors import EmoError
+from emo_cli.training.prepare_command import prepare_command
 
 app = typer.Typer(no_args_is_help=True, help="Train a model, or a part of one, on your own data.")
+app.command("prepare")(prepare_command)
 
 
 @app.callback()
