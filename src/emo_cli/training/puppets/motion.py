@@ -1,0 +1,145 @@
+"""How a puppet's head moves: turns at a chosen speed, sways, breath, gaze and blinks.
+
+Legend: `T` frames at 25 fps; degrees; lengths in shares of the face's height (forehead to chin).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emo_cli.training.puppets.mesh import Array, rotation_matrices, rotation_speed
+
+# Beyond these a still betrays itself: yaw, pitch, roll in degrees.
+FARTHEST = np.array([12.0, 8.0, 15.0])
+USUAL = np.array([1.0, 0.9, 0.4])  # shares of FARTHEST: people seldom roll their heads far
+SWAY = np.array([0.012, 0.008])  # standard deviation of the head's own shift, x and y
+BREATH = 0.006
+BLINK = np.array([0.45, 0.95, 1.0, 0.75, 0.4, 0.15], np.float32)  # two frames down, three up
+GAZE_SPREAD = np.array([0.006, 0.003])  # standard deviation of where the eyes rest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Motion:
+    """All that moves a puppet but its speech.
+
+    `turns` [T, 3] yaw, pitch, roll relative to the still; `shift` [T, 2] of the head; `breath`
+    [T] lift of the shoulders; `gaze` [T, 2] of the irises, added to their hold on the camera;
+    `blink` [T] 0 open .. 1 shut; `brows` [T] lift, 0 at rest.
+    """
+
+    turns: Array
+    shift: Array
+    breath: Array
+    gaze: Array
+    blink: Array
+    brows: Array
+
+    @functools.cached_property
+    def rotations(self) -> Array:
+        """[T, 3, 3], relative to the still."""
+        return rotation_matrices(self.turns)
+
+    @property
+    def speed(self) -> NDArray[np.float64]:
+        """True degrees of rotation from each frame to the next, [T - 1]."""
+        return rotation_speed(self.rotations)
+
+
+def rest(num_frames: int) -> Motion:
+    """No motion at all: the still itself."""
+    zeros = functools.partial(np.zeros, dtype=np.float32)
+    return Motion(
+        turns=zeros((num_frames, 3)),
+        shift=zeros((num_frames, 2)),
+        breath=zeros(num_frames),
+        gaze=zeros((num_frames, 2)),
+        blink=zeros(num_frames),
+        brows=zeros(num_frames),
+    )
+
+
+def make_motion(num_frames: int, speed: float, seed: int, reach: float = 1.0) -> Motion:
+    """A motion whose rotation is `speed` degrees a frame on the mean, a pure function of `seed`.
+
+    speed 0..2; `reach` 0..1 shrinks the farthest turns, for stills that are turned already.
+    """
+    rng = np.random.default_rng(seed)
+    frames = np.arange(num_frames)
+    breath_s, phase = rng.uniform(2.8, 4.5), rng.random()
+    breath = BREATH * np.sin(2 * np.pi * (frames / (25 * breath_s) + phase))
+    turns = _walk(num_frames, speed, reach, rng)
+    sway = SWAY * rng.uniform(0.4, 1.2) * np.stack([_drift(num_frames, 30, rng) for _ in "xy"], 1)
+    return Motion(
+        turns=turns.astype(np.float32),
+        # The head rides a little on the breath.
+        shift=(sway - 0.3 * breath[:, None] * [0, 1]).astype(np.float32),
+        breath=breath.astype(np.float32),
+        gaze=_glances(num_frames, rng),
+        blink=_blinks(num_frames, rng),
+        brows=(0.012 * rng.random() * _drift(num_frames, 10, rng)).astype(np.float32),
+    )
+
+
+def _walk(
+    num_frames: int, speed: float, reach: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """A closed random curve of turns, walked so that the mean rotation is `speed` exactly."""
+    curve = _curve(rng) * FARTHEST * USUAL * reach * min(1.0, 0.3 + 0.7 * speed)
+    lengths = np.concatenate([[0.0], np.cumsum(rotation_speed(rotation_matrices(curve)))])
+    place = np.arange(num_frames)
+    swing, period = rng.uniform(0.1, 0.6), rng.uniform(20, 45)
+    pace = 1 + swing * np.sin(2 * np.pi * (place / period + rng.random()))
+    steps = np.concatenate([[0.0], np.cumsum(pace[1:] / pace[1:].mean())])
+    start, stride = rng.random() * lengths[-1], speed
+    turns = curve[:1].repeat(num_frames, 0)
+    for _ in range(8):  # a step cuts corners of the curve: lengthen it until the mean is met
+        walked = (start + steps * stride) % lengths[-1]
+        turns = np.stack([np.interp(walked, lengths, axis) for axis in curve.T], 1)
+        if num_frames < 2 or speed == 0:
+            break
+        stride *= speed / max(rotation_speed(rotation_matrices(turns)).mean(), 1e-9)
+    return turns
+
+
+def _curve(rng: np.random.Generator) -> NDArray[np.float64]:
+    """[4096, 3], closed and smooth, each axis within -1..1."""
+    around = np.linspace(0, 1, 4096)[:, None]
+    waves = [
+        np.sin(2 * np.pi * (k * around + rng.random(3))) * rng.normal(size=3) / k for k in (1, 2, 3)
+    ]
+    curve = np.sum(waves, axis=0)
+    return curve / np.abs(curve).max(0) * rng.uniform(0.4, 1.0, 3)
+
+
+def _drift(num_frames: int, sigma: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Smooth noise of mean 0 and standard deviation about 1; sigma in frames."""
+    reach = int(3 * sigma)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    noise = rng.normal(size=num_frames + 2 * reach)
+    return np.convolve(noise, kernel / np.sqrt((kernel**2).sum()), "valid")
+
+
+def _glances(num_frames: int, rng: np.random.Generator) -> Array:
+    """The eyes rest for half a second to two, then jump within two frames."""
+    gaze = np.zeros((num_frames, 2))
+    at, here = 0, rng.normal(size=2) * GAZE_SPREAD
+    while at < num_frames:
+        gaze[at:] = here
+        at += int(rng.integers(12, 50))
+        there = rng.normal(size=2) * GAZE_SPREAD
+        gaze[at : at + 1] = (here + there) / 2
+        at, here = at + 1, there
+    return gaze.astype(np.float32)
+
+
+def _blinks(num_frames: int, rng: np.random.Generator) -> Array:
+    blink = np.zeros(num_frames + len(BLINK), np.float32)
+    at = int(rng.integers(3, 70))
+    while at < num_frames:
+        blink[at : at + len(BLINK)] = BLINK
+        at += int(rng.integers(30, 110))
+    return blink[:num_frames]
