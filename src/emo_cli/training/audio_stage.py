@@ -33,6 +33,9 @@ PIECES = 2  # of different sounds, one behind the other: a voice must not need i
 SILENT_SHARE = 0.06  # of the pieces
 SILENT_PHONEME = PHONEMES.index("pau")
 LIP_WINDOW = 9  # rows, 180 ms
+# Heads read all layers side by side times this: hundreds of inputs that move together would swing
+# a single output by more than its range in one step of Adam.
+HEAD_GAIN = 0.1
 OUTLIER = 5.0  # standard deviations; some of Whisper's features have long tails
 HELD_OUT_SOUNDS = 40  # of each source, that `evaluate` hears
 WEIGHTS = {
@@ -150,12 +153,16 @@ class AudioLoss(nn.Module):
             }
         )
 
+        for name, weight in self.heads.named_parameters():
+            if name in ("phoneme.weight", "envelope.weight", "lips.weight"):
+                weight.detach().mul_(0.3 / HEAD_GAIN)
+
     def hear(self, sound: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Normalised sound [B, S] -> layers L x [B, T, D], and what each head says [B, T, ...]."""
         output = self.encoder(sound, output_hidden_states=True)
         # As `AudioFeatures` takes them.
         layers = [*output.hidden_states[1:-1], output.last_hidden_state]
-        beside = torch.cat(layers, dim=-1)  # [B, T, L*D]
+        beside = HEAD_GAIN * torch.cat(layers, dim=-1)  # [B, T, L*D]
         return layers, {
             "teacher_middle": self.heads["teacher_middle"](layers[self.middle - 1]),
             "teacher_last": self.heads["teacher_last"](layers[-1]),

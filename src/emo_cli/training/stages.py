@@ -19,6 +19,7 @@ class Stage:
 
     name: str
     trains: tuple[str, ...]  # patterns of parameter names; all others are frozen
+    freezes: tuple[str, ...]  # patterns that win over `trains`
     starts_from: tuple[str, ...]  # stages whose weights it needs
     motion_frames: int
     clip_frames: int  # 1: single pictures; 0: no pictures
@@ -53,6 +54,7 @@ class RunOptions:
 AUTOENCODER = Stage(
     name="autoencoder",
     trains=("*",),
+    freezes=(),
     starts_from=(),
     motion_frames=0,
     clip_frames=1,
@@ -79,13 +81,14 @@ AUDIO = Stage(
         "encoder.encoder.*",
         "heads.*",
     ),
+    freezes=(),
     starts_from=(),
     motion_frames=0,
     clip_frames=0,
-    steps=1500,
+    steps=1000,
     batch=8,
     lr=1.5e-3,
-    warmup_steps=60,
+    warmup_steps=80,
     final_lr=0.01,
     betas=(0.9, 0.98),
     weight_decay=0.01,
@@ -96,7 +99,71 @@ AUDIO = Stage(
     checkpoint_every=100,
 )
 
-STAGES = {stage.name: stage for stage in (AUTOENCODER, AUDIO)}
+# EMO sec. 3.3 and 4.1: 48 pictures, then 4 clips of 4 + 12 frames, always at 1e-5.
+SPEED_LAYERS = ("*.attn_speed.*", "*.norm_speed.*", "backbone.speed_encoder.*")
+AUDIO_LAYERS = ("*.attn_audio.*", "*.norm_audio.*", "backbone.audio_projector.*")
+TEMPORAL_MODULES = ("*.motion_modules.*",)
+
+IMAGE = Stage(
+    name="image",
+    trains=("reference_net.*", "backbone.*"),
+    freezes=(*AUDIO_LAYERS, *TEMPORAL_MODULES, "backbone.speed_encoder.*"),
+    starts_from=("autoencoder", "audio"),
+    motion_frames=0,
+    clip_frames=1,
+    steps=100_000,
+    batch=48,
+    lr=1e-5,
+    warmup_steps=500,
+    final_lr=1.0,
+    betas=(0.9, 0.999),
+    weight_decay=0.01,
+    gradient_norm=1.0,
+    ema_decay=0.9999,
+    report_every=20,
+    evaluate_every=1000,
+    checkpoint_every=500,
+)
+VIDEO = dataclasses.replace(
+    IMAGE,
+    name="video",
+    freezes=SPEED_LAYERS,
+    starts_from=("image",),
+    motion_frames=4,
+    clip_frames=12,
+    batch=4,
+)
+SPEED = dataclasses.replace(
+    VIDEO,
+    name="speed",
+    trains=(*TEMPORAL_MODULES, "backbone.speed_encoder.*"),
+    freezes=(),
+    starts_from=("video",),
+    steps=30_000,
+)
+
+STAGES = {stage.name: stage for stage in (AUTOENCODER, AUDIO, IMAGE, VIDEO, SPEED)}
+
+# A small model learns from scratch: larger steps, a decay to the end, a shorter average.
+FROM_SCRATCH = {
+    "lr": 4e-4,
+    "final_lr": 0.05,
+    "betas": (0.9, 0.99),
+    "warmup_steps": 50,
+    "ema_decay": 0.998,
+    "evaluate_every": 100,
+    "checkpoint_every": 20,
+}
+MINI_STAGES = {
+    "image": dataclasses.replace(IMAGE, batch=16, steps=3000, **FROM_SCRATCH),
+    "video": dataclasses.replace(VIDEO, steps=3000, **FROM_SCRATCH),
+    "speed": dataclasses.replace(SPEED, steps=1000, **FROM_SCRATCH),
+}
+
+
+def stage_row(name: str, preset: str) -> Stage:
+    """The row of a stage; `mini` has numbers of its own."""
+    return MINI_STAGES[name] if preset == "mini" and name in MINI_STAGES else STAGES[name]
 
 
 def with_options(
