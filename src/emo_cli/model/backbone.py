@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from emo_cli.config import ModelConfig
 from emo_cli.model.audio_layers import AudioProjector
 from emo_cli.model.face_locator import FaceLocator
-from emo_cli.model.layers import Folded, fold_frames, unfold_frames
+from emo_cli.model.layers import Folded, GroupNorm, fold_frames, unfold_frames
 from emo_cli.model.reference_net import has_spatial, has_temporal
 from emo_cli.model.spatial import BackboneBlock, BackboneTransformer, KeysValues
 from emo_cli.model.speed import SpeedEncoder
@@ -52,7 +52,7 @@ class Backbone(UNet):
         )
         inputs = channels * (2 if unet.concatenate_reference else 1)
         super().__init__(unet, inputs, layers, has_time=True)
-        self.conv_norm_out = nn.GroupNorm(unet.norm_groups, unet.widths[0], eps=1e-5)
+        self.conv_norm_out = GroupNorm(unet.norm_groups, unet.widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(unet.widths[0], channels, 3, padding=1)
         self.face_locator = FaceLocator(
             config.face_locator_widths, channels, config.autoencoder.factor

@@ -68,6 +68,16 @@ def zero_(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
+class GroupNorm(nn.GroupNorm):
+    """torch's, around a fault of it (2.13): on a CPU its backward pass crashes for channels_last
+    inputs that need no gradient, as those of temporal modules behind frozen layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and self.weight.requires_grad and not x.requires_grad:
+            x = x.detach().requires_grad_()
+        return super().forward(x)
+
+
 class Attention(nn.Module):
     """Multi-head attention from tokens [B, N, C] to a context [B, S, D]."""
 
@@ -163,10 +173,10 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, in_width: int, out_width: int, time_width: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_width, eps=1e-5)
+        self.norm1 = GroupNorm(groups, in_width, eps=1e-5)
         self.conv1 = nn.Conv2d(in_width, out_width, 3, padding=1)
         self.time_emb_proj = nn.Linear(time_width, out_width) if time_width else None
-        self.norm2 = nn.GroupNorm(groups, out_width, eps=1e-5)
+        self.norm2 = GroupNorm(groups, out_width, eps=1e-5)
         self.conv2 = nn.Conv2d(out_width, out_width, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_width, out_width, 1) if in_width != out_width else None
 

@@ -65,6 +65,17 @@ def load_model(
     return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
+def load_part(folder: Path, part: str, network: nn.Module) -> None:
+    """Read one file of a model folder into its network, verified and strict.
+
+    Raises: EmoError as `load_model` does.
+    """
+    file = folder / f"{part}.safetensors"
+    values = _read_part(file, part, read_sums(folder))
+    check_keys(network.state_dict(), values, file)
+    network.load_state_dict({name: value.float() for name, value in values.items()}, strict=True)
+
+
 def save_model(model: EmoModel, folder: Path, *, dtype: torch.dtype) -> None:
     """Write all parts, their digests, and last the config: a half-written folder does not load."""
     folder.mkdir(parents=True, exist_ok=True)

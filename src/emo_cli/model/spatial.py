@@ -14,6 +14,7 @@ from emo_cli.model.layers import (
     Attention,
     FeedForward,
     Folded,
+    GroupNorm,
     ShortAttention,
     to_maps,
     to_tokens,
@@ -80,7 +81,7 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, width: int, groups: int, block: nn.Module) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.norm = GroupNorm(groups, width, eps=1e-6)
         self.proj_in = nn.Linear(width, width)
         self.transformer_blocks = nn.ModuleList([block])
         self.proj_out = nn.Linear(width, width)

@@ -16,6 +16,7 @@ from emo_cli.model.layers import (
     Attention,
     FeedForward,
     Folded,
+    GroupNorm,
     ShortAttention,
     attention,
     fold_frames,
@@ -107,7 +108,7 @@ class TemporalModule(nn.Module):
         speed_width: int,
     ) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.norm = GroupNorm(groups, width, eps=1e-6)
         self.proj_in = nn.Linear(width, width)
         block = TemporalBlock(width, heads, factor, self_attentions, speed_width)
         self.transformer_blocks = nn.ModuleList([block])

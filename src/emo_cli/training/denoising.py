@@ -27,8 +27,8 @@ class DenoisingOptions:
 
     clip: bool  # temporal layers and motion frames take part
     audio: bool
-    drop_reference: float  # for guidance: the null reference
-    drop_audio: float
+    drop_both: float  # null reference and null sound, as the unguided branch sees
+    drop_audio: float  # null sound alone
     drop_motion: float  # as in a first clip: zero maps (EMO sec. 3.2)
     mean_speed: float  # see the clip's mean speed, as at inference
     motion_noise: float  # share of the latents' std; sampled motion latents are not clean
@@ -95,7 +95,7 @@ class DenoisingLoss(nn.Module):
     ) -> Tensor:
         options, seeds = self.options, batch["seed"]
         portrait = self._latents(batch, "reference_latents", "reference")
-        keep = self._keep(seeds, "reference", options.drop_reference, noisy)
+        keep = self._keep(seeds, "conditions", options.drop_both, noisy)
         features = self.reference_net.portrait_features(portrait)
         features = [keep[:, None, None] * x for x in features]
         mask = batch["mask"].to(noisy)[:, None]
@@ -112,7 +112,9 @@ class DenoisingLoss(nn.Module):
             shape = (len(like), frames, count, self.config.audio_feature_width)
             return like.new_zeros(shape)
         audio = torch.stack([windows(x, count) for x in batch["audio"].to(like)])
-        keep = self._keep(batch["seed"], "audio", self.options.drop_audio, like)
+        # The same draw as the reference's: without reference there is never sound, as in guidance.
+        drop = self.options.drop_both + self.options.drop_audio
+        keep = self._keep(batch["seed"], "conditions", drop, like)
         return keep[:, None, None, None] * audio
 
     def _speed(self, batch: dict[str, Tensor], like: Tensor) -> Tensor:
@@ -163,7 +165,7 @@ class DenoisingLoss(nn.Module):
         many = frames.dim() == 5
         flat = fold_frames(frames) if many else frames
         flat = flat.permute(0, 3, 1, 2).to(self.alphas) / 127.5 - 1
-        autoencoder = self.frozen[0]
+        autoencoder = self.frozen[0].to(self.alphas.device)
         latents = torch.cat([autoencoder.encode(part) for part in flat.split(ENCODE_SLICE)])
         return unfold_frames(latents, frames.shape[1]) if many else latents
 

@@ -128,7 +128,7 @@ def start_run(task: Task, stage: Stage, options: RunOptions, fingerprint: dict[s
         check_same_options(options.out, binding_options(stage, options, fingerprint))
     accelerator.wait_for_everyone()
 
-    freeze_others(task.module, stage.trains)
+    freeze_others(task.module, stage.trains, stage.freezes)
     optimizer = build_optimizer(task.module, stage, options)
     module, optimizer = accelerator.prepare(task.module, optimizer)
     bare = accelerator.unwrap_model(module)

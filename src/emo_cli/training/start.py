@@ -55,13 +55,17 @@ def binding_options(
     return row | run | {"eight_bit_adam": options.eight_bit_adam} | fingerprint
 
 
-def freeze_others(module: nn.Module, patterns: tuple[str, ...]) -> None:
-    """Let the parameters train whose names match a pattern, and no other."""
+def freeze_others(
+    module: nn.Module, patterns: tuple[str, ...], freezes: tuple[str, ...] = ()
+) -> None:
+    """Let the parameters train whose names match a pattern and none of `freezes`; no other."""
     names = [name for name, _ in module.named_parameters()]
-    for pattern in patterns:
+    for pattern in (*patterns, *freezes):
         assert fnmatch.filter(names, pattern), f"no parameter matches {pattern}"
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(any(fnmatch.fnmatchcase(name, p) for p in patterns))
+        trains = any(fnmatch.fnmatchcase(name, p) for p in patterns)
+        frozen = any(fnmatch.fnmatchcase(name, p) for p in freezes)
+        parameter.requires_grad_(trains and not frozen)
 
 
 def build_optimizer(module: nn.Module, stage: Stage, options: RunOptions) -> torch.optim.Optimizer:

@@ -1,0 +1,192 @@
+"""The loss of the stages image, video and speed."""
+
+import dataclasses
+
+import pytest
+import torch
+from small_models import SMALL_FULL, SMALL_MINI, randomised
+
+from emo_cli.config import FULL
+from emo_cli.model.emo_model import EmoModel, part_of
+from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, mouth_share, snr_weight
+from emo_cli.training.stages import IMAGE, SPEED, VIDEO
+from emo_cli.training.start import freeze_others
+
+PLAIN = DenoisingOptions(
+    clip=True,
+    audio=True,
+    drop_both=0.0,
+    drop_audio=0.0,
+    drop_motion=0.0,
+    mean_speed=0.0,
+    motion_noise=0.0,
+    sampled_timesteps=0.0,
+    min_snr=None,
+    mouth_weight=1.0,
+)
+
+
+def loss_of(config=SMALL_MINI, **changes):
+    torch.manual_seed(0)
+    model = EmoModel(config)
+    randomised(model.backbone, 1)
+    randomised(model.reference_net, 2)
+    return DenoisingLoss(model, dataclasses.replace(PLAIN, **changes))
+
+
+def batch_of(config=SMALL_MINI, clips=2, frames=16):
+    g = torch.Generator().manual_seed(5)
+    side, latent = config.picture_size, config.latent_size
+    channels, clip = config.autoencoder.latent_channels, frames - 4 if frames > 1 else 1
+    return {
+        "latents": torch.randn(clips, frames, channels, latent, latent, generator=g),
+        "reference_latents": torch.randn(clips, channels, latent, latent, generator=g),
+        "mask": (torch.rand(clips, side, side, generator=g) > 0.5).float(),
+        "mouth": torch.rand(clips, clip, latent, latent, generator=g),
+        "audio": torch.randn(clips, clip + 4, config.audio_feature_width, generator=g),
+        "speed": torch.rand(clips, clip + 4, generator=g),
+        "seed": torch.arange(clips) + 7,
+    }
+
+
+@pytest.mark.parametrize("config", [SMALL_MINI, SMALL_FULL], ids=["v", "epsilon"])
+def test_a_right_prediction_has_no_loss_and_a_zero_one_the_targets_power(config, monkeypatch):
+    module, batch = loss_of(config), batch_of(config)
+    clean = batch["latents"][:, 4:]
+    noise = module._noise(batch["seed"], clean)
+
+    def target(noisy, timesteps, video, clip):
+        alpha = module.alphas[timesteps].view(-1, 1, 1, 1, 1)
+        torch.testing.assert_close(noisy, alpha.sqrt() * clean + (1 - alpha).sqrt() * noise)
+        if config.diffusion.prediction == "epsilon":
+            return noise
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+
+    monkeypatch.setattr(module.backbone, "forward", target)
+    losses = module(batch)
+    assert losses["loss"] == 0 and losses["mouth"] == 0
+    monkeypatch.setattr(module.backbone, "forward", lambda *a: 0 * target(*a))
+    assert module(batch)["loss"].item() == pytest.approx(1, abs=0.15)  # both are unit normal
+
+
+def test_conditions_reach_the_networks_as_at_inference():
+    module, batch = loss_of(), batch_of()
+    noisy, steps = torch.randn(2, 12, 16, 8, 8), torch.tensor([300, 999])
+    with torch.no_grad():
+        ours = module._predict(batch, noisy, steps, batch["latents"][:, :4])
+        net, backbone = module.reference_net, module.backbone
+        for i in range(2):
+            portrait = batch["reference_latents"][i : i + 1]
+            video = backbone.prepare_video(
+                net.portrait_features(portrait), batch["mask"][i : i + 1, None], portrait
+            )
+            audio = torch.stack([batch["audio"][i, f : f + 5] for f in range(12)])[None]
+            speed = torch.stack([batch["speed"][i, f : f + 5] for f in range(12)])[None]
+            motion = net.motion_features(batch["latents"][i : i + 1, :4])
+            clip = backbone.prepare_clip(audio, motion, speed)
+            alone = backbone(noisy[i : i + 1], steps[i : i + 1], video, clip)
+            torch.testing.assert_close(ours[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_dropped_conditions_are_the_nulls_of_guidance(monkeypatch):
+    module, batch = loss_of(drop_both=1.0, drop_motion=1.0, mean_speed=1.0), batch_of()
+    seen = {}
+    video, clip = module.backbone.prepare_video, module.backbone.prepare_clip
+    monkeypatch.setattr(
+        module.backbone, "prepare_video", lambda *a: seen.update(video=a) or video(*a)
+    )
+    monkeypatch.setattr(module.backbone, "prepare_clip", lambda *a: seen.update(clip=a) or clip(*a))
+    module(batch)
+    features, mask, portrait = seen["video"]
+    audio, motion, speed = seen["clip"]
+    assert not any(x.any() for x in features) and not portrait.any() and mask.any()
+    assert not audio.any() and not any(x.any() for x in motion)
+    assert torch.allclose(speed, batch["speed"].mean(1)[:, None, None].expand_as(speed))
+
+
+def test_sound_is_always_dropped_with_the_reference():
+    module = loss_of(drop_both=0.3, drop_audio=0.3)
+    seeds, like = torch.arange(4000), torch.zeros(1)
+    reference = module._keep(seeds, "conditions", 0.3, like)
+    audio = module._keep(seeds, "conditions", 0.6, like)
+    assert (audio <= reference).all()
+    assert reference.mean().item() == pytest.approx(0.7, abs=0.03)
+    assert audio.mean().item() == pytest.approx(0.4, abs=0.03)
+
+
+def test_a_share_of_timesteps_is_that_of_sampling():
+    module = loss_of(sampled_timesteps=0.5)
+    steps = module._timesteps(torch.arange(800)).tolist()
+    among = sum(step in set(module.sampled) for step in steps) / len(steps)
+    assert module.sampled[0] == 999 and among == pytest.approx(0.5, abs=0.06)
+    assert len(set(steps)) > 300
+
+
+def test_training_noise_is_the_prior_of_sampling():
+    module = loss_of()
+    noise = module._noise(torch.arange(4), torch.zeros(4, 12, 16, 32, 32)).flatten(2)
+    assert noise.var().item() == pytest.approx(1, abs=0.03)
+    shared = torch.corrcoef(noise[0])[0, 1:].mean().item()
+    assert shared == pytest.approx(SMALL_MINI.diffusion.shared_noise, abs=0.05)
+
+
+def test_same_seeds_give_the_same_loss_and_other_seeds_another():
+    module, batch = loss_of(drop_both=0.2, motion_noise=0.1), batch_of()
+    first = module(batch)["loss"]
+    assert torch.equal(module(batch)["loss"], first)
+    assert not torch.equal(module(batch | {"seed": batch["seed"] + 1})["loss"], first)
+
+
+def test_min_snr_is_per_sample_and_never_with_a_zero_terminal_snr():
+    alpha = torch.tensor([0.999, 0.5, 0.1])
+    snr = alpha / (1 - alpha)
+    expected = torch.minimum(snr, torch.tensor(5.0)) / snr
+    torch.testing.assert_close(snr_weight(alpha, FULL.diffusion, 5.0), expected)
+    with pytest.raises(ValueError, match="min-SNR"):
+        loss_of(SMALL_MINI, min_snr=5.0)
+
+
+def test_mouth_share_is_the_overlap_with_each_latent_pixel():
+    share = mouth_share(torch.tensor([[4.0, 8.0, 20.0, 16.0]]), size=64, latent_size=8)[0]
+    expected = torch.zeros(8, 8)
+    expected[1, :3] = torch.tensor([0.5, 1.0, 0.5])
+    torch.testing.assert_close(share, expected)
+
+
+def test_errors_in_the_mouth_weigh_more(monkeypatch):
+    module, batch = loss_of(mouth_weight=9.0), batch_of()
+    batch["mouth"] = torch.zeros(2, 12, 8, 8)
+    batch["mouth"][..., 2, 2] = 1
+    wrong_at = lambda y, x: lambda noisy, *_: torch.zeros_like(noisy).index_put(  # noqa: E731
+        (torch.tensor([0]), torch.tensor([0]), torch.tensor([0]), torch.tensor([y]),
+         torch.tensor([x])), torch.tensor(50.0))  # fmt: skip
+    monkeypatch.setattr(module.backbone, "forward", wrong_at(2, 2))
+    inside = module(batch)["loss"]
+    monkeypatch.setattr(module.backbone, "forward", wrong_at(5, 5))
+    assert inside > module(batch)["loss"]
+
+
+@pytest.mark.parametrize("stage", [IMAGE, VIDEO, SPEED], ids=lambda s: s.name)
+def test_a_stage_changes_its_own_parameters_and_leaves_all_others_bit_identical(stage):
+    clip = stage.clip_frames > 1
+    module = loss_of(clip=clip, audio=clip)
+    model_names = {id(p): n for n, p in module.named_parameters()}
+    freeze_others(module, stage.trains, stage.freezes)
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    trained = [p for p in module.parameters() if p.requires_grad]
+    module(batch_of(frames=16 if clip else 1))["loss"].backward()
+    torch.optim.AdamW(trained, lr=1e-2).step()
+    changed = {n for n, p in module.named_parameters() if not torch.equal(p, before[n])}
+    assert changed <= {model_names[id(p)] for p in trained}
+    temporal = {n for n in before if part_of(n) == "temporal"}
+    if stage is SPEED:
+        # The paper's third stage: temporal modules and speed layers, nothing else.
+        assert changed == temporal
+    elif stage is IMAGE:
+        assert not changed & temporal and any("face_locator" in n for n in changed)
+        assert any(n.startswith("reference_net.") for n in changed)
+        assert not any("audio" in n for n in changed)
+    else:
+        assert any("attn_audio" in n for n in changed)
+        assert any(".motion_modules." in n for n in changed)
+        assert not any("speed" in n for n in changed)
