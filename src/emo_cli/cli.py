@@ -14,6 +14,7 @@ from emo_cli import __version__, console
 from emo_cli.config import GenerateOptions
 from emo_cli.download import download_command
 from emo_cli.errors import EmoError
+from emo_cli.training.commands import app as train_app
 
 if TYPE_CHECKING:
     from emo_cli.generate import Request
@@ -32,6 +33,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("download")(download_command)
+app.add_typer(train_app, name="train")
 
 
 def _print_version(wanted: bool) -> None:

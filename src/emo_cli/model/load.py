@@ -53,16 +53,25 @@ def load_model(
         model = EmoModel(config)
     tensors: dict[str, Tensor] = {}
     for part in PARTS:
-        file = folder / f"{part}.safetensors"
-        names = {key_in_file(n): n for n in model.state_dict() if part_of(n) == part}
-        values = _read_part(file, part, sums)
-        check_keys({key: model.state_dict()[name] for key, name in names.items()}, values, file)
-        tensors |= {names[key]: value for key, value in values.items()}
+        tensors |= _part_of_model(model, folder, part, sums)
     model.load_state_dict(tensors, strict=True, assign=True)
     # The audio encoder stays in fp32: it runs once per file, and bf16 loses soft sounds.
     model.to(device=device, dtype=dtype).audio_encoder.float()
     model.requires_grad_(False)
     return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def load_parts(model: EmoModel, folder: Path) -> set[str]:
+    """Put the parts that a folder has into a model, verified and strict; returns their names.
+
+    Raises: EmoError as `load_model` does.
+    """
+    sums = read_sums(folder)
+    found = {part for part in PARTS if (folder / f"{part}.safetensors").exists()}
+    for part in found:
+        tensors = _part_of_model(model, folder, part, sums)
+        model.load_state_dict({n: t.float() for n, t in tensors.items()}, strict=False)
+    return found
 
 
 def load_part(folder: Path, part: str, network: nn.Module) -> None:
@@ -158,6 +167,17 @@ def check_finite(tensors: dict[str, Tensor], source: Path | str) -> None:
                 f"{source}: {name} holds NaN or infinity",
                 "The training run that made it diverged: take an earlier checkpoint.",
             )
+
+
+def _part_of_model(
+    model: EmoModel, folder: Path, part: str, sums: dict[str, str]
+) -> dict[str, Tensor]:
+    """A part's tensors under the model's own names."""
+    file = folder / f"{part}.safetensors"
+    state = {key_in_file(n): (n, t) for n, t in model.state_dict().items() if part_of(n) == part}
+    values = _read_part(file, part, sums)
+    check_keys({key: tensor for key, (_, tensor) in state.items()}, values, file)
+    return {state[key][0]: value for key, value in values.items()}
 
 
 def _read_part(file: Path, part: str, sums: dict[str, str]) -> dict[str, Tensor]:

@@ -11,10 +11,14 @@ import typer
 
 from emo_cli.console import note
 from emo_cli.errors import EmoError
+from emo_cli.training.denoising_command import denoising_command, newborn_command
 from emo_cli.training.prepare_command import prepare_command
 
 app = typer.Typer(no_args_is_help=True, help="Train a model, or a part of one, on your own data.")
 app.command("prepare")(prepare_command)
+app.command("newborn")(newborn_command)
+for _stage in ("image", "video", "speed"):
+    app.command(_stage)(denoising_command(_stage))
 
 
 @app.callback()
@@ -55,7 +59,7 @@ def autoencoder(
         cache = open_picture_cache(pictures, out / "cache", note)
     task = AutoencoderTask(MINI.autoencoder, cache, seed)
     data = {"pictures": cache.digest}
-    with _step_progress(stage.name, stage.steps, shown=process.is_main_process) as report:
+    with step_progress(stage.name, stage.steps, shown=process.is_main_process) as report:
         folder = loop.train(task, stage, options, fingerprint=data, report=report)
     if process.is_main_process:
         typer.echo(folder / "autoencoder.safetensors")
@@ -127,14 +131,14 @@ def audio(
         stored = open_sound_cache(sounds, folder, load_teacher(teacher), TEACHER_LAYERS, note)
     task = AudioTask(MINI.audio, stored, seed)
     data = {"sounds": stored.digest}
-    with _step_progress(stage.name, stage.steps, shown=process.is_main_process) as report:
+    with step_progress(stage.name, stage.steps, shown=process.is_main_process) as report:
         result = loop.train(task, stage, options, fingerprint=data, report=report)
     if process.is_main_process:
         typer.echo(result / "audio_encoder.safetensors")
 
 
 @contextlib.contextmanager
-def _step_progress(
+def step_progress(
     name: str, steps: int, *, shown: bool
 ) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """A bar with the time left, and a line above it for every report."""

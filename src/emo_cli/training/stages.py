@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -145,7 +145,7 @@ SPEED = dataclasses.replace(
 STAGES = {stage.name: stage for stage in (AUTOENCODER, AUDIO, IMAGE, VIDEO, SPEED)}
 
 # A small model learns from scratch: larger steps, a decay to the end, a shorter average.
-FROM_SCRATCH = {
+FROM_SCRATCH: dict[str, Any] = {
     "lr": 4e-4,
     "final_lr": 0.05,
     "betas": (0.9, 0.99),

@@ -1,0 +1,123 @@
+"""`emo train image`, `video` and `speed` on the command line: the paper's three stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from emo_cli.errors import EmoError
+
+if TYPE_CHECKING:
+    from emo_cli.training.stages import RunOptions, Stage
+
+PRESETS = ("mini", "full")
+
+
+def denoising_command(name: str) -> Callable[..., None]:
+    """The command of one stage."""
+
+    def command(
+        data: Annotated[
+            list[str],
+            typer.Option(help="Datasets of `emo train prepare`; each is drawn equally often."),
+        ],
+        init: Annotated[
+            list[Path],
+            typer.Option(help="Model folders to start from; the later one's parts win."),
+        ],
+        out: Annotated[Path, typer.Option(help="The run's folder; run again to resume.")],
+        model: Annotated[str, typer.Option(help="mini or full.")] = "mini",
+        steps: Annotated[int | None, typer.Option(min=1, help="Steps of the optimizer.")] = None,
+        batch: Annotated[int | None, typer.Option(min=1, help="Samples per step.")] = None,
+        lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+        seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
+        device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+        precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+        micro_batches: Annotated[
+            int, typer.Option(min=1, help="Parts of a batch, one after the other, for memory.")
+        ] = 1,
+        eight_bit_adam: Annotated[
+            bool, typer.Option("--eight-bit-adam", help="Optimizer states in 8 bits.")
+        ] = False,
+        workers: Annotated[int, typer.Option(min=0, help="Processes that read samples.")] = 0,
+        threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    ) -> None:
+        from emo_cli.training.stages import RunOptions, stage_row, with_options
+
+        if model not in PRESETS:
+            raise EmoError(f"'{model}' is no preset", "Use mini or full.", exit_code=2)
+        if precision not in ("no", "bf16", "fp16"):
+            raise EmoError(f"'{precision}' is no precision", "Use no, bf16 or fp16.", exit_code=2)
+        stage = with_options(stage_row(name, model), steps=steps, batch=batch, lr=lr)
+        options = RunOptions(
+            out=out,
+            seed=seed,
+            device=device,
+            precision=precision,  # type: ignore[arg-type]
+            micro_batches=micro_batches,
+            eight_bit_adam=eight_bit_adam,
+            workers=workers,
+            threads=threads,
+        )
+        typer.echo(_run(stage, options, model, data, init))
+
+    command.__name__ = name
+    command.__doc__ = {
+        "image": "Stage 1: Backbone, ReferenceNet and face locator, on single pictures.",
+        "video": "Stage 2: adds temporal modules and sound, on clips.",
+        "speed": "Stage 3: only temporal modules and speed layers.",
+    }[name]
+    return command
+
+
+def newborn_command(
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+) -> None:
+    """Write `full` before its first stage: the parents of `emo download full`, and new layers."""
+    import torch
+
+    from emo_cli.config import FULL
+    from emo_cli.model.load import save_model
+    from emo_cli.model.pretrained import downloaded_parents, model_from_parents
+
+    save_model(model_from_parents(FULL, downloaded_parents()), out, dtype=torch.float32)
+    typer.echo(out)
+
+
+def _run(
+    stage: Stage, options: RunOptions, preset: str, data: list[str], inits: list[Path]
+) -> Path:
+    import torch
+    from accelerate import PartialState
+
+    from emo_cli.config import PRESETS as CONFIGS
+    from emo_cli.model.load import SUMS, sha256
+    from emo_cli.training import loop
+    from emo_cli.training.commands import step_progress
+    from emo_cli.training.denoising_stage import (
+        DenoisingTask,
+        loss_options,
+        open_datasets,
+        starting_model,
+    )
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    config = CONFIGS[preset]
+    network = starting_model(stage, preset, inits, options.seed)
+    samples = open_datasets(data, stage, config, "train", inits)
+    validation = open_datasets(data, stage, config, "val", inits)
+    if samples is None:
+        raise EmoError("the datasets hold no clip to train on", "Prepare more videos.")
+    task = DenoisingTask(network, stage, loss_options(stage.name, preset), samples, validation)
+    fingerprint = {
+        "preset": preset,
+        "data": [dataset.digest for dataset in samples.datasets],
+        "init": [sha256(folder / SUMS) for folder in inits],
+    }
+    shown = PartialState(cpu=options.device == "cpu").is_main_process
+    with step_progress(stage.name, stage.steps, shown=shown) as report:
+        return loop.train(task, stage, options, fingerprint=fingerprint, report=report)

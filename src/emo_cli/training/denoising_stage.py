@@ -1,0 +1,213 @@
+"""The stages image, video and speed: what they start from, learn from, measure and leave behind.
+
+Shapes: B clips, F frames, M motion frames, S picture size, H W latent size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from emo_cli.config import PRESETS, ModelConfig
+from emo_cli.errors import EmoError
+from emo_cli.model.emo_model import PARTS, EmoModel
+from emo_cli.model.load import load_parts, save_model
+from emo_cli.training.dataset import ClipDataset, Needs
+from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, mouth_share
+from emo_cli.training.draws import Draw, derive_seed
+from emo_cli.training.precompute import features_name, latents_name
+from emo_cli.training.samples import Split
+from emo_cli.training.shard_reader import ShardReader
+from emo_cli.training.stages import Stage
+
+OUTER_LIPS = (61, 37, 0, 267, 291, 314, 17, 84)  # MediaPipe's points
+LIP_MARGIN = (0.15, 0.35)  # of the lips' width and height: an open jaw moves what is around them
+VALIDATION_CLIPS = 32
+# Bigger than a picture's batch can be at inference, small enough for a laptop.
+VALIDATION_BATCH = 4
+
+# The paper's loss is plain; a small model has to spend its capacity where people look.
+PAPER = DenoisingOptions(
+    clip=True,
+    audio=True,
+    drop_both=0.05,
+    drop_audio=0.05,
+    drop_motion=0.2,
+    mean_speed=0.0,
+    motion_noise=0.0,
+    sampled_timesteps=0.0,
+    min_snr=None,
+    mouth_weight=1.0,
+)
+MINI_LOSS = dataclasses.replace(PAPER, motion_noise=0.05, sampled_timesteps=0.5, mouth_weight=6.0)
+
+
+def loss_options(stage: str, preset: str) -> DenoisingOptions:
+    """How a stage of a preset computes its loss."""
+    options = MINI_LOSS if preset == "mini" else PAPER
+    if stage == "image":
+        return dataclasses.replace(options, clip=False, audio=False)
+    # Half of stage 3 sees the clip's mean speed, as inference does.
+    return dataclasses.replace(options, mean_speed=0.5 if stage == "speed" else 0.0)
+
+
+def starting_model(stage: Stage, preset: str, inits: list[Path], seed: int) -> EmoModel:
+    """The model that a stage trains on: parts from `inits`, the later folder's win.
+
+    Raises: EmoError when a part that an earlier stage makes is in none of the folders.
+    """
+    torch.manual_seed(derive_seed(seed, "weights"))
+    model = EmoModel(PRESETS[preset])
+    found: set[str] = set()
+    for folder in inits:
+        if not folder.is_dir():
+            raise EmoError(f"--init {folder} does not exist", "Name the folder of a finished run.")
+        found |= load_parts(model, folder)
+    needed = set(PARTS)
+    if stage.name == "image" and preset == "mini":  # whose networks learn from nothing
+        needed = {"autoencoder", "audio_encoder"}
+    missing = [part for part in PARTS if part in needed - found]
+    if missing:
+        what, maker = PARTS[missing[0]]
+        raise EmoError(
+            f"stage '{stage.name}' needs {what}, which no --init folder has",
+            f"Run `emo train {maker}` first and name its result with --init.",
+        )
+    return model
+
+
+class ClipSamples:
+    """Clips of several datasets, each drawn equally often, as the loss takes them."""
+
+    def __init__(self, datasets: list[ClipDataset], config: ModelConfig) -> None:
+        self.datasets = datasets
+        self.config = config
+
+    def __len__(self) -> int:
+        return len(self.datasets) * max(len(dataset) for dataset in self.datasets)
+
+    def __getitem__(self, drawn: Draw) -> dict[str, Tensor]:
+        place, which = divmod(drawn.index, len(self.datasets))
+        dataset = self.datasets[which]
+        sample = dataset[Draw(place % len(dataset), drawn.seed)]
+        clip = sample["landmarks"][-dataset.needs.clip_frames :]
+        mouth = mouth_share(lip_boxes(clip), self.config.picture_size, self.config.latent_size)
+        wanted = ("frames", "reference", "latents", "reference_latents", "audio", "speed", "mask")
+        chosen = {name: sample[name] for name in wanted if name in sample}
+        if "latents" in chosen:  # then the pictures are not needed
+            chosen.pop("frames", None), chosen.pop("reference", None)
+        return chosen | {"mouth": mouth}
+
+
+def lip_boxes(landmarks: Tensor) -> Tensor:
+    """Landmarks [F, V, 3] -> boxes [F, 4] around lips that may open, in pixels."""
+    lips = landmarks[:, OUTER_LIPS, :2].float()
+    low, high = lips.amin(1), lips.amax(1)
+    margin = (high - low) * torch.tensor(LIP_MARGIN)
+    return torch.cat([low - margin, high + margin], 1)
+
+
+def open_datasets(
+    paths: Iterable[str], stage: Stage, config: ModelConfig, split: Split, inits: list[Path]
+) -> ClipSamples | None:
+    """The datasets at `paths`, with features and latents by the encoders that `inits` end with.
+
+    None where none of them holds a clip of this split.
+
+    Raises: EmoError when a stage with sound finds no sound features.
+    """
+    clip = stage.clip_frames > 1
+    datasets = []
+    for path in paths:
+        if split not in ShardReader(str(path)).splits:
+            continue
+        features = _prepared(path, features_name(_last_with("audio_encoder", inits)))
+        latents = _prepared(path, latents_name(_last_with("autoencoder", inits)))
+        if clip and features is None:
+            raise EmoError(
+                f"{path} has no sound features of this model's encoder",
+                f"Run `emo train prepare --out {path} --audio-model MODEL`.",
+            )
+        needs = Needs(
+            motion_frames=stage.motion_frames,
+            clip_frames=stage.clip_frames,
+            window=config.window,
+            size=config.picture_size,
+            sound=clip,
+            features=features if clip else None,
+            latents=latents,
+            pictures=latents is None,
+        )
+        datasets.append(ClipDataset(path, split=split, needs=needs))
+    return ClipSamples(datasets, config) if datasets else None
+
+
+def _last_with(part: str, inits: list[Path]) -> Path:
+    return [folder for folder in inits if (folder / f"{part}.safetensors").exists()][-1]
+
+
+def _prepared(path: str, name: str) -> str | None:
+    import fsspec
+
+    files, folder = fsspec.core.url_to_fs(f"{path}/{name}")
+    return name if files.exists(folder) else None
+
+
+class DenoisingTask:
+    """All that these stages bring to the loop."""
+
+    def __init__(
+        self,
+        model: EmoModel,
+        stage: Stage,
+        options: DenoisingOptions,
+        samples: ClipSamples,
+        validation: ClipSamples | None,
+    ) -> None:
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.autoencoder.requires_grad_(False)
+        self.stage = stage
+        self.module = DenoisingLoss(model, options)
+        self.samples = samples
+        self.validation = validation
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """Mean squared errors on held-out clips, always the same noise: whole frame and mouth."""
+        if self.validation is None:
+            return {}
+        device = next(module.parameters()).device
+        sums = {"val_plain": 0.0, "val_mouth": 0.0}
+        count = min(VALIDATION_CLIPS, len(self.validation))
+        starts = range(0, count, VALIDATION_BATCH)
+        for start in starts:
+            losses = module(self._validation_batch(start, count, device))
+            sums["val_plain"] += losses["plain"].item() / len(starts)
+            sums["val_mouth"] += losses["mouth"].item() / len(starts)
+        return sums
+
+    def _validation_batch(self, start: int, count: int, device: torch.device) -> dict[str, Tensor]:
+        assert self.validation is not None
+        stride = len(self.validation) // count
+        numbers = range(start, min(start + VALIDATION_BATCH, count))
+        seeds = [derive_seed("validation", number) for number in numbers]
+        rows = [
+            self.validation[Draw(number * stride, seed)]
+            for number, seed in zip(numbers, seeds, strict=True)
+        ]
+        batch = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
+        return batch | {"seed": torch.tensor(seeds)}
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """A whole model folder, which `emo generate --model` and the next stage's --init take."""
+        assert isinstance(module, DenoisingLoss)
+        model, config = self.model, self.model.config
+        stages = [*self.stage.starts_from, *config.trained_stages, self.stage.name]
+        trained = tuple(dict.fromkeys(stages))
+        model.config = dataclasses.replace(config, trained_stages=trained, untrained=False)
+        dtype = torch.float16 if config.name == "mini" else torch.bfloat16
+        save_model(model, folder, dtype=dtype)
+        model.config = config
