@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -88,11 +89,14 @@ def load_part(folder: Path, part: str, network: nn.Module) -> None:
 def save_model(model: EmoModel, folder: Path, *, dtype: torch.dtype) -> None:
     """Write all parts, their digests, and last the config: a half-written folder does not load."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = model.state_dict()
     for part in PARTS:
-        tensors = {key_in_file(n): t for n, t in state.items() if part_of(n) == part}
-        write_part(folder, part, tensors, dtype=dtype)
+        write_part(folder, part, part_tensors(model, part), dtype=dtype)
     write_config(folder, model.config)
+
+
+def part_tensors(model: EmoModel, part: str) -> dict[str, Tensor]:
+    """A part's tensors under the names of its file."""
+    return {key_in_file(n): t for n, t in model.state_dict().items() if part_of(n) == part}
 
 
 def write_part(folder: Path, part: str, tensors: dict[str, Tensor], *, dtype: torch.dtype) -> None:
@@ -105,6 +109,20 @@ def write_part(folder: Path, part: str, tensors: dict[str, Tensor], *, dtype: to
     save_file(stored, temporary)
     temporary.chmod(0o644)  # safetensors makes files that only their owner can read
     os.replace(temporary, file)
+    _write_sum(folder, file)
+
+
+def copy_part(source: Path, folder: Path, part: str) -> None:
+    """Take over another folder's file, byte for byte: what was prepared with it still fits."""
+    file = folder / f"{part}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    shutil.copyfile(source / file.name, temporary)
+    os.replace(temporary, file)
+    _write_sum(folder, file)
+
+
+def _write_sum(folder: Path, file: Path) -> None:
     sums = read_sums(folder) if (folder / SUMS).exists() else {}
     sums[file.name] = sha256(file)
     text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))

@@ -1,0 +1,273 @@
+"""Prepared clips as a map-style dataset: a sample is a pure function of its draw.
+
+Only the index is held in memory (some 200 bytes a clip); the files of a sample are read
+by their offsets, from a local folder or whatever fsspec knows (s3://, gs://, https://).
+
+Legend: `n` motion frames, `f` clip frames, `m` window, `S` side of a picture in pixels, `V` = 478
+landmarks, `L*D` width of the sound features, `C h w` a latent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from emo_cli.errors import EmoError
+from emo_cli.portrait import GROWTH
+from emo_cli.training.draws import Draw, derive_seed
+from emo_cli.training.samples import (
+    Labels,
+    Split,
+    damaged,
+    decode_frames,
+    decode_sound,
+    unpack_arrays,
+    unpack_labels,
+)
+from emo_cli.training.shard_reader import ShardReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a stage wants of each sample; `image` wants one frame and no sound.
+
+    `features` and `latents` name passes of `emo train prepare` ("features-3f02b6c9d1"); without
+    them a sample has neither.
+    """
+
+    motion_frames: int
+    clip_frames: int
+    window: int
+    size: int
+    sound: bool = False  # only clips with sound
+    features: str | None = None
+    latents: str | None = None
+    pictures: bool = True  # False: latents alone, nothing is decoded
+
+    @property
+    def num_frames(self) -> int:
+        return self.motion_frames + self.clip_frames
+
+
+class ClipDataset:
+    """The clips of one split that a stage can use, in the order of their keys.
+
+    Raises: EmoError when there is no dataset, a shard or the index is cut short, or no clip is
+    long enough or has the sound that the stage needs.
+    """
+
+    def __init__(self, path: str, *, split: Split, needs: Needs) -> None:
+        self.needs = needs
+        self._clips = ShardReader(str(path))
+        self.size = int(self._clips.about["size"])
+        self._check_size()
+        self._rows = self._choose(split)
+        self._features = self._join(needs.features)
+        self._latents = self._join(needs.latents)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the chosen keys and lengths: two datasets of the same digest train alike."""
+        digest = hashlib.sha256(repr(self.needs).encode())
+        for row in self._rows:
+            digest.update(f"{self._clips.keys[row]} {self._clips.frames[row]}\n".encode())
+        return digest.hexdigest()
+
+    def key(self, index: int) -> str:
+        """The key of a clip."""
+        return self._clips.keys[self._rows[index]]
+
+    def __getitem__(self, drawn: Draw) -> dict[str, Tensor]:
+        """One sample: n + f consecutive frames from a random place, and another frame of the clip.
+
+        `frames` uint8 [n+f, S, S, 3]; `reference` uint8 [S, S, 3]; `boxes` [n+f, 4], `landmarks`
+        [n+f, V, 3] and `reference_landmarks` [V, 3] in pixels; `mask` [S, S], 1 in the union of all
+        the clip's boxes, grown as a portrait's region; `rotation` [n+f] and `speed` [f+2m] degrees
+        per frame; `mean_speed` of the clip; `has_sound`; where asked for, `audio` [f+2m, L*D], zero
+        without sound, `latents` [n+f, C, h, w] and `reference_latents` [C, h, w].
+        """
+        row = self._rows[drawn.index]
+        needs, name = self.needs, self._clips.name(row)
+        rng = np.random.default_rng(derive_seed(drawn.seed, "frames"))
+        total = int(self._clips.frames[row])
+        start = int(rng.integers(total - needs.num_frames + 1))
+        chosen = np.arange(start, start + needs.num_frames)
+        reference = _another(rng, total, start, needs.num_frames)
+        labels = self._labels(row)
+        sample = self._label_tensors(labels, chosen, reference)
+        sample["has_sound"] = torch.tensor(self._clips.has(row, "flac"))
+        wanted = [*chosen.tolist(), reference]
+        if needs.pictures:
+            pictures = self._pictures(row, wanted)
+            sample["frames"], sample["reference"] = pictures[:-1], pictures[-1]
+        if self._features is not None:
+            sample["audio"] = self._audio(row, start, total)
+        if self._latents is not None:
+            latents = self._side(self._latents, row, "latents", total, name)[wanted]
+            sample["latents"], sample["reference_latents"] = latents[:-1], latents[-1]
+        return sample
+
+    def sound(self, index: int) -> np.ndarray | None:
+        """The sound of a clip, float32 [T * 640] at 16 kHz; None where it has none."""
+        row = self._rows[index]
+        if not self._clips.has(row, "flac"):
+            return None
+        return decode_sound(self._clips.read(row, "flac"), self._clips.name(row))
+
+    def all_frames(self, index: int) -> Tensor:
+        """All frames of a clip, uint8 [T, S, S, 3]."""
+        row = self._rows[index]
+        return self._pictures(row, list(range(self._clips.frames[row])))
+
+    def all_labels(self, index: int) -> Labels:
+        """Labels of all frames of a clip, coordinates in pixels of `needs.size`."""
+        return self._labels(self._rows[index])
+
+    def _check_size(self) -> None:
+        needs = self.needs
+        if needs.size > self.size or (needs.latents and needs.size != self.size):
+            raise EmoError(
+                f"the dataset's clips have {self.size} px, the model wants {needs.size}",
+                f"Prepare it again with --size {needs.size}.",
+            )
+
+    def _choose(self, split: Split) -> np.ndarray:
+        clips, needs = self._clips, self.needs
+        keep = np.array(clips.splits) == split if len(clips.keys) else np.zeros(0, bool)
+        if not keep.any():
+            raise EmoError(
+                f"{clips.path} holds no clip for '{split}'", "Run `emo train prepare` with videos."
+            )
+        keep &= clips.frames >= needs.num_frames
+        if not keep.any():
+            raise EmoError(
+                f"no clip of {clips.path} has {needs.num_frames} frames", "Prepare longer videos."
+            )
+        if needs.sound:
+            keep &= np.array([clips.has(row, "flac") for row in range(len(clips.keys))])
+        if not keep.any():
+            raise EmoError(
+                f"no clip of {clips.path} has sound, which this stage needs",
+                "VFHQ, for one, trains the stage image only. Prepare videos with sound.",
+            )
+        rows = np.flatnonzero(keep)
+        # By key: the order of the index is that in which workers happened to finish.
+        return np.array(sorted(rows, key=lambda row: clips.keys[row]))
+
+    def _join(self, name: str | None) -> _Side | None:
+        if name is None:
+            return None
+        reader = ShardReader(f"{self._clips.path}/{name}")
+        rows = {key: row for row, key in enumerate(reader.keys)}
+        wanted = {self._clips.keys[row] for row in self._rows}
+        if name.startswith("features"):
+            sounding = {self._clips.keys[r] for r in self._rows if self._clips.has(r, "flac")}
+            wanted &= sounding
+        missing = wanted - rows.keys()
+        if missing:
+            raise EmoError(
+                f"{len(missing)} of {len(wanted)} clips have no {name.partition('-')[0]} yet",
+                "Run `emo train prepare` with --audio-model or --latents to the end.",
+            )
+        return _Side(reader=reader, rows=rows)
+
+    def _labels(self, row: int) -> Labels:
+        labels = unpack_labels(self._clips.read(row, "npz"), self.size, self._clips.name(row))
+        if labels.num_frames != self._clips.frames[row]:
+            raise damaged(self._clips.name(row), "its labels and its pictures differ in number")
+        scale = self.needs.size / self.size
+        return Labels(
+            boxes=labels.boxes * scale,
+            poses=labels.poses,
+            rotation=labels.rotation,
+            landmarks=labels.landmarks * scale,
+            opening=labels.opening,
+        )
+
+    def _label_tensors(
+        self, labels: Labels, chosen: np.ndarray, reference: int
+    ) -> dict[str, Tensor]:
+        around = self._around(chosen[0], labels.num_frames)
+        tensors = {
+            "boxes": labels.boxes[chosen],
+            "landmarks": labels.landmarks[chosen],
+            "reference_landmarks": labels.landmarks[reference],
+            "rotation": labels.rotation[chosen],
+            "speed": labels.rotation[around],
+            "mean_speed": labels.rotation.mean(),
+            "mask": union_mask(labels.boxes, self.needs.size),
+        }
+        return {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
+
+    def _around(self, start: int, total: int) -> np.ndarray:
+        """The clip frames of a sample and `m` more on each side; the clip's ends repeat."""
+        needs = self.needs
+        first = start + needs.motion_frames
+        frames = np.arange(first - needs.window, first + needs.clip_frames + needs.window)
+        return frames.clip(0, total - 1)
+
+    def _pictures(self, row: int, wanted: list[int]) -> Tensor:
+        frames = decode_frames(self._clips.read(row, "mp4"), wanted, self._clips.name(row))
+        size = self.needs.size
+        if size != self.size:
+            frames = np.stack(
+                [
+                    np.asarray(
+                        Image.fromarray(frame).resize((size, size), Image.Resampling.LANCZOS)
+                    )
+                    for frame in frames
+                ]
+            )
+        return torch.from_numpy(frames)
+
+    def _audio(self, row: int, start: int, total: int) -> Tensor:
+        assert self._features is not None
+        around = self._around(start, total)
+        if not self._clips.has(row, "flac"):
+            width = int(self._features.reader.about["width"])
+            return torch.zeros(len(around), width, dtype=torch.float16)
+        return self._side(self._features, row, "features", total, self._clips.name(row))[around]
+
+    def _side(self, side: _Side, row: int, what: str, total: int, name: str) -> Tensor:
+        arrays = unpack_arrays(side.reader.read(side.rows[self._clips.keys[row]], "npz"), name)
+        if what not in arrays or len(arrays[what]) != total:
+            raise damaged(name, f"its {what} do not belong to its pictures")
+        return torch.from_numpy(arrays[what])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """Samples of another folder that belong to the clips, found by key."""
+
+    reader: ShardReader
+    rows: dict[str, int]
+
+
+def union_mask(boxes: np.ndarray, size: int) -> np.ndarray:
+    """Where the face may be: the union of boxes [T, 4], grown as `--face-region box` grows one.
+
+    float32 [S, S], 0 or 1; a pixel counts by its centre, as in `portrait.py`.
+    """
+    (x0, y0), (x1, y1) = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+    grow_x, grow_y = ((x1 - x0) * GROWTH["box"][0], (y1 - y0) * GROWTH["box"][1])
+    centres = np.arange(size) + 0.5
+    inside_x = (centres >= x0 - grow_x) & (centres < x1 + grow_x)
+    inside_y = (centres >= y0 - grow_y) & (centres < y1 + grow_y)
+    return np.outer(inside_y, inside_x).astype(np.float32)
+
+
+def _another(rng: np.random.Generator, total: int, start: int, count: int) -> int:
+    """A frame outside the chosen ones; where there is none, any but the first chosen one."""
+    outside = total - count
+    if outside > 0:
+        index = int(rng.integers(outside))
+        return index if index < start else index + count
+    return (start + 1 + int(rng.integers(max(1, total - 1)))) % total

@@ -1,0 +1,140 @@
+"""What networks make of a dataset once and for all: sound features, and latents for CPU training.
+
+    DATASET/features-3f02b6c9d1/   windowed wav2vec features of each clip's sound, [T, L*D] fp16
+    DATASET/latents-88ab01c2ff/    scaled latents of each clip's frames, [T, C, h, w] fp16
+
+Each is a folder of shards of its own, named by the digest of the weights, its samples joined with
+the clips by key. Run it as often as you like: it does what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from emo_cli.audio import AudioFeatures, build_wav2vec
+from emo_cli.config import ModelConfig, read_model_config
+from emo_cli.errors import EmoError
+from emo_cli.model.autoencoder import build_autoencoder
+from emo_cli.model.load import load_part, model_folder, read_sums
+from emo_cli.sound import SAMPLE_RATE_HZ, Sound
+from emo_cli.training.raw_video import FPS
+from emo_cli.training.samples import PackedSample, decode_frames, decode_sound, pack_arrays
+from emo_cli.training.shard_reader import ShardReader
+from emo_cli.training.shards import ShardWriter
+
+PICTURES_AT_ONCE = 8
+SAY_EVERY = 200  # clips
+Say = Callable[[str], None]
+
+
+def features_name(model: str | Path) -> str:
+    """The folder, in a dataset, of the sound features by this model's encoder."""
+    return _name("features", model, "audio_encoder")
+
+
+def latents_name(model: str | Path) -> str:
+    """The folder, in a dataset, of the latents by this model's autoencoder."""
+    return _name("latents", model, "autoencoder")
+
+
+def add_sound_features(
+    dataset: Path, model: str | Path, say: Say = lambda line: None, device: str = "cpu"
+) -> str:
+    """Features of every clip with sound that has none yet; returns the folder's name.
+
+    Each clip's sound is a sound of its own: windows begin at its first sample.
+
+    Raises: EmoError when the model lacks its audio encoder, or the dataset is damaged.
+    """
+    folder = model_folder(model)
+    config = read_model_config(folder / "config.json")
+    encoder = build_wav2vec(config.audio)
+    load_part(folder, "audio_encoder", encoder)
+    nn.Module.to(encoder, device).requires_grad_(False)
+    clips = ShardReader(str(dataset))
+
+    def features(row: int) -> np.ndarray:
+        samples = decode_sound(clips.read(row, "flac"), clips.name(row))
+        sound = Sound(
+            samples=samples,
+            sample_rate_hz=SAMPLE_RATE_HZ,
+            duration_s=len(samples) / SAMPLE_RATE_HZ,
+            path=Path(clips.keys[row]),
+            start_s=0.0,
+        )
+        made = AudioFeatures(sound, encoder, config=config.audio, fps=FPS)
+        return made.features(0, int(clips.frames[row])).half().cpu().numpy()
+
+    rows = (row for row in range(len(clips.keys)) if clips.has(row, "flac"))
+    about = {"width": config.audio_feature_width, "fps": FPS}
+    name = features_name(model)
+    _add(dataset / name, about, clips, rows, {"features": features}, say)
+    return name
+
+
+def add_latents(
+    dataset: Path, model: str | Path, say: Say = lambda line: None, device: str = "cpu"
+) -> str:
+    """Latents of every clip that has none yet; returns the folder's name.
+
+    Raises: EmoError when the model lacks its autoencoder, or the dataset is damaged.
+    """
+    folder = model_folder(model)
+    config: ModelConfig = read_model_config(folder / "config.json")
+    network = build_autoencoder(config.autoencoder)
+    load_part(folder, "autoencoder", network)
+    network.to(device).eval().requires_grad_(False)
+    clips = ShardReader(str(dataset))
+
+    @torch.inference_mode()
+    def latents(row: int) -> np.ndarray:
+        wanted = list(range(clips.frames[row]))
+        frames = torch.from_numpy(decode_frames(clips.read(row, "mp4"), wanted, clips.name(row)))
+        parts = []
+        for part in frames.split(PICTURES_AT_ONCE):
+            pictures = part.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            parts.append(network.encode(pictures).half().cpu())
+        return torch.cat(parts).numpy()
+
+    about = {"channels": config.autoencoder.latent_channels, "factor": config.autoencoder.factor}
+    name = latents_name(model)
+    rows = iter(range(len(clips.keys)))
+    _add(dataset / name, about, clips, rows, {"latents": latents}, say)
+    return name
+
+
+def _name(kind: str, model: str | Path, part: str) -> str:
+    sums = read_sums(model_folder(model))
+    file = f"{part}.safetensors"
+    if file not in sums:
+        raise EmoError(f"the model {model} has no {part}", "Train it first, or name another model.")
+    return f"{kind}-{sums[file][:10]}"
+
+
+def _add(
+    folder: Path,
+    about: dict[str, Any],
+    clips: ShardReader,
+    rows: Iterator[int],
+    makers: dict[str, Callable[[int], np.ndarray]],
+    say: Say,
+) -> None:
+    with ShardWriter(folder, about) as writer:
+        done = set(ShardReader(str(folder)).keys) if writer.num_samples else set()
+        made = 0
+        for row in rows:
+            key = clips.keys[row]
+            if key in done:
+                continue
+            arrays = {name: make(row) for name, make in makers.items()}
+            entry = {"frames": int(clips.frames[row])}
+            writer.add(PackedSample(key=key, parts={"npz": pack_arrays(**arrays)}, entry=entry))
+            made += 1
+            if made % SAY_EVERY == 0:
+                say(f"{folder.name}: {writer.num_samples} of {len(clips.keys)} clips")
