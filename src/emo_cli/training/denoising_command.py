@@ -112,7 +112,9 @@ def _run(
     validation = open_datasets(data, stage, config, "val", inits)
     if samples is None:
         raise EmoError("the datasets hold no clip to train on", "Prepare more videos.")
-    task = DenoisingTask(network, stage, loss_options(stage.name, preset), samples, validation)
+    task = DenoisingTask(
+        network, stage, loss_options(stage.name, preset), samples, validation, inits
+    )
     fingerprint = {
         "preset": preset,
         "data": [dataset.digest for dataset in samples.datasets],

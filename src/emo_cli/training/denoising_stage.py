@@ -12,17 +12,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from emo_cli.config import PRESETS, ModelConfig
+from emo_cli.config import PRESETS, ModelConfig, read_model_config
 from emo_cli.errors import EmoError
-from emo_cli.model.emo_model import PARTS, EmoModel
-from emo_cli.model.load import load_parts, save_model
+from emo_cli.model.emo_model import PARTS, EmoModel, part_of
+from emo_cli.model.load import (
+    copy_part,
+    load_parts,
+    part_tensors,
+    write_config,
+    write_part,
+)
 from emo_cli.training.dataset import ClipDataset, Needs
 from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, mouth_share
 from emo_cli.training.draws import Draw, derive_seed
 from emo_cli.training.precompute import features_name, latents_name
 from emo_cli.training.samples import Split
 from emo_cli.training.shard_reader import ShardReader
-from emo_cli.training.stages import Stage
+from emo_cli.training.stages import STAGES, Stage
 
 OUTER_LIPS = (61, 37, 0, 267, 291, 314, 17, 84)  # MediaPipe's points
 LIP_MARGIN = (0.15, 0.35)  # of the lips' width and height: an open jaw moves what is around them
@@ -63,10 +69,14 @@ def starting_model(stage: Stage, preset: str, inits: list[Path], seed: int) -> E
     torch.manual_seed(derive_seed(seed, "weights"))
     model = EmoModel(PRESETS[preset])
     found: set[str] = set()
+    trained: list[str] = []
     for folder in inits:
         if not folder.is_dir():
             raise EmoError(f"--init {folder} does not exist", "Name the folder of a finished run.")
         found |= load_parts(model, folder)
+        if (folder / "config.json").exists():
+            trained += read_model_config(folder / "config.json").trained_stages
+    model.config = dataclasses.replace(model.config, trained_stages=tuple(trained))
     needed = set(PARTS)
     if stage.name == "image" and preset == "mini":  # whose networks learn from nothing
         needed = {"autoencoder", "audio_encoder"}
@@ -167,6 +177,7 @@ class DenoisingTask:
         options: DenoisingOptions,
         samples: ClipSamples,
         validation: ClipSamples | None,
+        inits: list[Path],
     ) -> None:
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.autoencoder.requires_grad_(False)
@@ -174,6 +185,7 @@ class DenoisingTask:
         self.module = DenoisingLoss(model, options)
         self.samples = samples
         self.validation = validation
+        self.inits = inits
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         """Mean squared errors on held-out clips, always the same noise: whole frame and mouth."""
@@ -204,10 +216,17 @@ class DenoisingTask:
     def export(self, module: nn.Module, folder: Path) -> None:
         """A whole model folder, which `emo generate --model` and the next stage's --init take."""
         assert isinstance(module, DenoisingLoss)
-        model, config = self.model, self.model.config
-        stages = [*self.stage.starts_from, *config.trained_stages, self.stage.name]
-        trained = tuple(dict.fromkeys(stages))
-        model.config = dataclasses.replace(config, trained_stages=trained, untrained=False)
+        config = self.model.config
+        folder.mkdir(parents=True, exist_ok=True)
+        trains = {part_of(n) for n, p in module.named_parameters() if p.requires_grad}
         dtype = torch.float16 if config.name == "mini" else torch.bfloat16
-        save_model(model, folder, dtype=dtype)
-        model.config = config
+        for part in PARTS:
+            sources = [init for init in self.inits if (init / f"{part}.safetensors").exists()]
+            if part in trains or not sources:
+                tensors = part_tensors(self.model, part)
+                write_part(folder, part, tensors, dtype=dtype)
+            else:
+                copy_part(sources[-1], folder, part)
+        stages = {*self.stage.starts_from, *config.trained_stages, self.stage.name}
+        trained = tuple(name for name in STAGES if name in stages)
+        write_config(folder, dataclasses.replace(config, trained_stages=trained, untrained=False))

@@ -1,0 +1,134 @@
+"""The three stages by their commands, one after the other, to a model that generates."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_models import SMALL_MINI, save_small
+
+from emo_cli import Engine, GenerateOptions, cli, config
+from emo_cli.model.load import model_digest, sha256
+from emo_cli.training import precompute
+from emo_cli.training.samples import Labels, pack_sample
+from emo_cli.training.shards import ShardWriter
+
+FRAMES = 20
+ONE_STEP = ["--steps", "1", "--batch", "2", "--device", "cpu", "--threads", "1"]
+
+
+def made_labels(rng) -> Labels:
+    landmarks = np.tile(rng.uniform(90, 160, (1, 478, 3)), (FRAMES, 1, 1))
+    return Labels(
+        boxes=np.tile([[70.0, 70.0, 190.0, 210.0]], (FRAMES, 1)),
+        poses=np.tile(np.eye(4), (FRAMES, 1, 1)),
+        rotation=rng.uniform(0, 1, FRAMES),
+        landmarks=landmarks,
+        opening=rng.uniform(0, 0.5, FRAMES),
+    )
+
+
+@pytest.fixture(scope="module")
+def small_mini():
+    """`mini` is small in this file: the same commands, fewer numbers."""
+    patch = pytest.MonkeyPatch()
+    patch.setitem(config.PRESETS, "mini", SMALL_MINI)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory, small_mini) -> Path:
+    """A folder with autoencoder and audio encoder alone, as their stages leave one."""
+    folder = save_small(tmp_path_factory.mktemp("encoders"), trained_stages=("autoencoder",))
+    for part in ("backbone", "reference_net", "temporal"):
+        (folder / f"{part}.safetensors").unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, encoders) -> Path:
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("dataset")
+    with ShardWriter(folder, {"size": 256, "fps": 25}) as writer:
+        for number in range(4):
+            writer.add(
+                pack_sample(
+                    key=f"clip-{number}",
+                    identity=f"person/{number}",
+                    split="val" if number == 3 else "train",
+                    frames=rng.integers(0, 255, (FRAMES, 256, 256, 3), np.uint8),
+                    labels=made_labels(rng),
+                    sound=rng.normal(0, 0.1, FRAMES * 640).astype(np.float32),
+                    source={},
+                )
+            )
+    precompute.add_sound_features(folder, encoders)
+    return folder
+
+
+def train(stage, out, dataset, *inits):
+    named = [argument for folder in inits for argument in ("--init", str(folder))]
+    command = ["train", stage, "--data", str(dataset), *named, "--out", str(out), *ONE_STEP]
+    assert cli.run(command) == 0
+    return out / "model"
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory, dataset, encoders):
+    """Results of image, video and speed, each from the one before."""
+    runs = tmp_path_factory.mktemp("runs")
+    image = train("image", runs / "image", dataset, encoders)
+    video = train("video", runs / "video", dataset, image)
+    return {"image": image, "video": video, "speed": train("speed", runs / "speed", dataset, video)}
+
+
+def test_the_three_stages_end_in_a_model_that_generates(stages, portrait, speech):
+    engine = Engine(stages["speed"], device="cpu")
+    assert engine.note == ""
+    options = GenerateOptions(steps=1, face_region="100,50,400,450", duration_s=0.6)
+    assert sum(len(clip.frames) for clip in engine.generate(portrait, speech, options)) == 15
+
+
+def test_every_stage_is_written_down_in_the_models_config(stages):
+    expected = ["autoencoder", "audio", "image", "video", "speed"]
+    for number, stage in enumerate(("image", "video", "speed")):
+        values = json.loads((stages[stage] / "config.json").read_text())
+        assert values["trained_stages"] == expected[: 3 + number]
+
+
+def test_stage_three_leaves_every_other_file_bit_identical(stages):
+    before, after = stages["video"], stages["speed"]
+    assert sha256(before / "temporal.safetensors") != sha256(after / "temporal.safetensors")
+    for part in ("backbone", "reference_net", "autoencoder", "audio_encoder"):
+        assert sha256(before / f"{part}.safetensors") == sha256(after / f"{part}.safetensors")
+
+
+def test_latents_of_another_picture_size_are_refused(
+    dataset, encoders, tmp_path, capsys, small_mini
+):
+    """The clips have 256 px, the small model's pictures 64: latents cannot be scaled."""
+    prepared = Path(shutil.copytree(dataset, tmp_path / "dataset"))
+    precompute.add_latents(prepared, encoders)
+    command = ["train", "image", "--data", str(prepared), "--init", str(encoders)]
+    assert cli.run([*command, "--out", str(tmp_path / "run"), *ONE_STEP]) == 1
+    assert "256 px, the model wants 64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["audio_encoder", "backbone"])
+def test_a_stage_without_what_it_starts_from_is_refused(
+    stages, dataset, tmp_path, capsys, missing, small_mini
+):
+    folder = Path(shutil.copytree(stages["image"], tmp_path / "model"))
+    (folder / f"{missing}.safetensors").unlink()
+    command = ["train", "video", "--data", str(dataset), "--init", str(folder)]
+    assert cli.run([*command, "--out", str(tmp_path / "run"), *ONE_STEP]) == 1
+    err = capsys.readouterr().err
+    assert "stage 'video' needs" in err and "emo train" in err and "Traceback" not in err
+
+
+def test_the_same_command_again_changes_nothing(stages, dataset, encoders, small_mini):
+    digest = model_digest(stages["image"])
+    assert train("image", stages["image"].parent, dataset, encoders) == stages["image"]
+    assert model_digest(stages["image"]) == digest
