@@ -16,6 +16,7 @@ from emo_cli.training.samples import Labels
 HEIGHT, WIDTH = 120, 160
 FACE = 40  # a face is FACE wide and high
 RATE = 16_000
+BLOCK = 640  # samples in a packet
 DEADLY = (0, 0, 250)  # a picture of this colour kills the finder's process
 
 
@@ -94,11 +95,12 @@ def write_video(
         hum = container.add_stream("pcm_s16le", rate=RATE) if sound is not None else None
         if hum is not None and sound is not None:
             hum.layout = "mono"
-            block = (sound * 32767).astype(np.int16)[None]
-            frame = av.AudioFrame.from_ndarray(block, "s16", "mono")
-            frame.sample_rate, frame.time_base = RATE, Fraction(1, RATE)
-            frame.pts = round(sound_starts_s * RATE)
-            container.mux(hum.encode(frame))
+            for start in range(0, len(sound), BLOCK):
+                block = (sound[None, start : start + BLOCK] * 32767).astype(np.int16)
+                frame = av.AudioFrame.from_ndarray(block, "s16", "mono")
+                frame.sample_rate, frame.time_base = RATE, Fraction(1, RATE)
+                frame.pts = round(sound_starts_s * RATE) + start
+                container.mux(hum.encode(frame))
             container.mux(hum.encode(None))
         for picture in frames:
             container.mux(track.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))

@@ -28,7 +28,7 @@ from emo_cli.training.samples import PackedSample, decode_frames, decode_sound, 
 from emo_cli.training.shard_reader import ShardReader
 from emo_cli.training.shards import ShardWriter
 
-PICTURES_AT_ONCE = 8
+CPU_PICTURES, GPU_PICTURES = 3, 32  # at once; larger ones are slower on a CPU
 SAY_EVERY = 200  # clips
 Say = Callable[[str], None]
 
@@ -91,13 +91,14 @@ def add_latents(
     load_part(folder, "autoencoder", network)
     network.to(device).eval().requires_grad_(False)
     clips = ShardReader(str(dataset))
+    at_once = CPU_PICTURES if device == "cpu" else GPU_PICTURES
 
     @torch.inference_mode()
     def latents(row: int) -> np.ndarray:
         wanted = list(range(clips.frames[row]))
         frames = torch.from_numpy(decode_frames(clips.read(row, "mp4"), wanted, clips.name(row)))
         parts = []
-        for part in frames.split(PICTURES_AT_ONCE):
+        for part in frames.split(at_once):
             pictures = part.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             parts.append(network.encode(pictures).half().cpu())
         return torch.cat(parts).numpy()

@@ -98,49 +98,66 @@ def prepare(
         "held_out_share": options.held_out_share,
     }
     records = Records(options.out)
-    open_records: dict[str, Record] = {}
-    started, clips, videos = time.monotonic(), 0, 0
-
-    def tasks() -> Iterator[VideoTask]:
-        nonlocal videos
-        for video in wanted.videos():
-            record = records.read(video.name, video.label)
-            task = None if record.finished else wanted.task(video, record)
-            if task is not None and task.name not in open_records:  # else it is named twice
-                record.dropped = None
-                open_records[task.name] = record
-                yield task
-                continue
-            videos += 1
-            if task is None and not record.finished:
-                record.note(Dropped(key=None, step="list", reason=wanted.why_not(video)))
-                records.write(video.name, record)
-
     with (
         ShardWriter(options.out, about) as writer,
         VideoWorkers(options.workers, make_finder) as workers,
     ):
         records.catch_up()
-        for task, event in workers.run(tasks()):
-            if isinstance(event, PackedSample):
-                writer.add(event)  # before the record: `catch_up` mends what a kill leaves
-                clips += 1
-            open_records[task.name].note(event)
-            records.write(task.name, open_records[task.name])
-            if isinstance(event, Finished | Failed):
-                del open_records[task.name]
-                videos += 1
-            progress(
-                Progress(
-                    videos=videos,
-                    num_videos=num_videos,
-                    clips=clips,
-                    seconds=time.monotonic() - started,
-                )
-            )
+        work = _Run(wanted, records, writer)
+        for task, event in workers.run(work.tasks()):
+            work.take(task, event)
+            progress(work.progress(num_videos))
     report = count_up(records.all(), options.out)
     write_json(options.out / REPORT, report)
     return report
+
+
+class _Run:
+    """One run over all videos: what is left to do, and what comes of it."""
+
+    def __init__(self, wanted: _Wanted, records: Records, writer: ShardWriter) -> None:
+        self._wanted = wanted
+        self._records = records
+        self._writer = writer
+        self._open: dict[str, Record] = {}  # of the videos in work
+        self._started = time.monotonic()
+        self._videos = self._clips = 0
+
+    def tasks(self) -> Iterator[VideoTask]:
+        """What the videos still lack, one at a time."""
+        for video in self._wanted.videos():
+            record = self._records.read(video.name, video.label)
+            task = None if record.finished else self._wanted.task(video, record)
+            if task is not None and task.name not in self._open:  # else it is named twice
+                record.dropped = None
+                self._open[task.name] = record
+                yield task
+                continue
+            self._videos += 1
+            if task is None and not record.finished:
+                why = self._wanted.why_not(video)
+                record.note(Dropped(key=None, step="list", reason=why))
+                self._records.write(video.name, record)
+
+    def take(self, task: VideoTask, event: Any) -> None:
+        """Write and note what a worker says."""
+        if isinstance(event, PackedSample):
+            self._writer.add(event)  # before the record: `catch_up` mends what a kill leaves
+            self._clips += 1
+        self._open[task.name].note(event)
+        self._records.write(task.name, self._open[task.name])
+        if isinstance(event, Finished | Failed):
+            del self._open[task.name]
+            self._videos += 1
+
+    def progress(self, num_videos: int) -> Progress:
+        """How far the run has come."""
+        return Progress(
+            videos=self._videos,
+            num_videos=num_videos,
+            clips=self._clips,
+            seconds=time.monotonic() - self._started,
+        )
 
 
 def look(options: PrepareOptions) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emo_cli.errors import EmoError
+from emo_cli.training.splits import OTHER_SHARE
 
 if TYPE_CHECKING:
     from emo_cli.training.prepare import PrepareOptions, Progress
+    from emo_cli.training.puppets.write import Puppets
 
 SIZES = (512, 256)
 
@@ -31,13 +33,13 @@ def prepare_command(
     split_by: Annotated[
         str | None,
         typer.Option(
-            help="Who is who: a CSV (video,identity[,split]), or a pattern whose group is the "
-            "identity. [the folder's name and the file's up to the first '_']"
+            help="Who is who: a CSV (video, identity, split), or a pattern whose group is the "
+            "identity. Default: the folder's name and the file's up to the first '_'."
         ),
     ] = None,
     held_out: Annotated[
         float, typer.Option(min=0, max=1, help="Share of identities kept for validation.")
-    ] = 0.05,
+    ] = 1 / OTHER_SHARE,
     audio_model: Annotated[
         str | None,
         typer.Option(help="Add sound features by this model: 'mini' or a model folder."),
@@ -46,17 +48,36 @@ def prepare_command(
         str | None,
         typer.Option(help="Add latents by this model's autoencoder, for training on a CPU."),
     ] = None,
+    stills: Annotated[
+        list[Path] | None,
+        typer.Option(help="Portraits that are to speak as puppets: folders, pictures."),
+    ] = None,
+    drivers: Annotated[
+        list[Path] | None,
+        typer.Option(help="Whose motion they take: videos of talkers, or `emo train speech`'s."),
+    ] = None,
+    shapes: Annotated[
+        Path | None, typer.Option(help="ICT-FaceKit's shapes (npz), for synthesised speech.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many puppet clips.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the puppets' motion and looks.")] = 0,
+    device: Annotated[
+        str, typer.Option(help="Of those networks: auto, cpu, cuda or mps.")
+    ] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
     ] = False,
 ) -> None:
     """Turn raw videos into training shards: shots, face crops, labels, sound."""
     from emo_cli.training.prepare import PrepareOptions
+    from emo_cli.training.puppets.write import Puppets
 
     if size not in SIZES:
         raise EmoError(f"--size {size} will not do", "Use 512 or 256.", exit_code=2)
-    if not raw and not (audio_model or latents):
+    if not (raw or stills or audio_model or latents):
         raise EmoError("there is nothing to prepare", "Name folders of videos.", exit_code=2)
+    if bool(stills) != bool(drivers):
+        raise EmoError("--stills and --drivers go together", "Give both, or none.", exit_code=2)
     options = PrepareOptions(
         raw=tuple(raw or ()),
         out=out,
@@ -66,19 +87,37 @@ def prepare_command(
         split_by=split_by,
         held_out_share=held_out,
     )
+    puppets = None
+    if stills and drivers:
+        puppets = Puppets(
+            stills=tuple(stills),
+            drivers=tuple(drivers),
+            shapes=shapes,
+            out=out,
+            count=count,
+            size=size,
+            seed=seed,
+        )
     if dry_run:
-        _dry_run(options)
+        _dry_run(options, puppets)
         return
     if raw:
         _prepare(options)
-    _precompute(out, audio_model, latents)
+    if puppets is not None:
+        _prepare_puppets(puppets, workers)
+    _precompute(out, audio_model, latents, device)
     typer.echo(out)
 
 
-def _dry_run(options: PrepareOptions) -> None:
+def _dry_run(options: PrepareOptions, puppets: Puppets | None) -> None:
     from emo_cli.console import note
     from emo_cli.training.prepare import look
+    from emo_cli.training.puppets.write import missing_jobs
 
+    if puppets is not None:
+        note(f"{len(missing_jobs(puppets))} of {puppets.count} puppet clips are to do")
+    if not options.raw:
+        return
     found = look(options)
     note(
         f"{found['videos']} videos: {found['finished']} are finished, {found['to_do']} to do "
@@ -105,14 +144,35 @@ def _prepare(options: PrepareOptions) -> None:
         warn(f"{failed} videos failed; run the same command again to retry them")
 
 
-def _precompute(out: Path, audio_model: str | None, latents: str | None) -> None:
+def _prepare_puppets(puppets: Puppets, workers: int) -> None:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    from emo_cli.console import note, warn
+    from emo_cli.training.puppets.write import write_puppets
+
+    with Bar(console=Console(stderr=True)) as bar:
+        task = bar.add_task("puppets")
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        written = write_puppets(puppets, workers=workers, say=warn, progress=show)
+    note(f"{written} new puppet clips")
+
+
+def _precompute(out: Path, audio_model: str | None, latents: str | None, device: str) -> None:
+    if audio_model is None and latents is None:
+        return
     from emo_cli.console import note
+    from emo_cli.engine import choose_device
     from emo_cli.training import precompute
 
+    on = str(choose_device(device))
     if audio_model is not None:
-        note(f"sound features: {precompute.add_sound_features(out, audio_model, note)}")
+        note(f"sound features: {precompute.add_sound_features(out, audio_model, note, on)}")
     if latents is not None:
-        note(f"latents: {precompute.add_latents(out, latents, note)}")
+        note(f"latents: {precompute.add_latents(out, latents, note, on)}")
 
 
 def _print_reasons(reasons: dict[str, Any]) -> None:
