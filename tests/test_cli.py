@@ -239,6 +239,8 @@ def start_long_video(small_model, out="long.mp4"):
         [*command, "-o", out, "--model", str(small_model), "--steps", "4", *FAST[2:]],
         stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # A test run in a shell's background has SIGINT ignored, and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     work = Path(f".{out}.emo-work")
     deadline = time.monotonic() + 120
