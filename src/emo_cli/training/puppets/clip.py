@@ -85,11 +85,10 @@ def still_of_picture(
     """The still of a plan from a picture [H, W, 3]; None where no face looks at the camera."""
     if plan.mirror:
         picture = np.ascontiguousarray(picture[:, ::-1])
-    faces = finder.find(picture)
-    if not faces or turned_by(faces[0].rotation) > TURNED_TOO_FAR:
+    still = make_still(picture, finder, size, Framing(zoom=plan.zoom, shift=plan.shift))
+    if still is None or turned_by(still.rotation) > TURNED_TOO_FAR:
         return None
-    framing = Framing(zoom=plan.zoom, shift=plan.shift)
-    return make_still(picture, faces[0], size, framing)
+    return still
 
 
 def make_clip(still: Still, driver: Driver, plan: Plan, device: str = "cpu") -> PuppetClip:

@@ -96,7 +96,7 @@ def _walk(
     steps = np.concatenate([[0.0], np.cumsum(pace[1:] / pace[1:].mean())])
     start, stride = rng.random() * lengths[-1], speed
     turns = curve[:1].repeat(num_frames, 0)
-    for _ in range(8):  # a step cuts corners of the curve: lengthen it until the mean is met
+    for _ in range(25):  # a step cuts corners of the curve: lengthen it until the mean is met
         walked = (start + steps * stride) % lengths[-1]
         turns = np.stack([np.interp(walked, lengths, axis) for axis in curve.T], 1)
         if num_frames < 2 or speed == 0:

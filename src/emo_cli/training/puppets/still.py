@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from emo_cli.faces import Face
+from emo_cli.faces import Face, FaceFinder
 from emo_cli.portrait import FACE_CENTRE_X, FACE_CENTRE_Y, FACE_HEIGHT
 from emo_cli.training.puppets.mesh import (
     CHIN,
@@ -86,11 +86,24 @@ class Still:
 
 
 def make_still(
-    picture: NDArray[np.uint8], face: Face, size: int, framing: Framing | None = None
-) -> Still:
-    """A still of side `size` from a picture [H, W, 3] RGB and its face."""
-    framing = framing or Framing()
-    crop, points = _crop(picture, face, size, framing.zoom, framing.shift)
+    picture: NDArray[np.uint8], finder: FaceFinder, size: int, framing: Framing | None = None
+) -> Still | None:
+    """A still of side `size` from a picture [H, W, 3] RGB; None where no face is found.
+
+    The face is looked at again in the crop, as in clips: MediaPipe turns one off the middle.
+    """
+    faces = finder.find(picture)
+    if not faces:
+        return None
+    crop = _crop(picture, faces[0], size, framing or Framing())
+    again = finder.find_in_frame(crop)
+    return still_of_face(crop, again[0]) if again else None
+
+
+def still_of_face(crop: NDArray[np.uint8], face: Face) -> Still:
+    """A still from a square picture [S, S, 3] RGB and its face."""
+    size = len(crop)
+    points = (face.landmarks * np.array([1, 1, DEPTH])).astype(np.float32)
     rotation = face.rotation
     if lip_opening(points) > SHOWS_TEETH:
         # The inner rows then run along the teeth's edges: step back onto the lips.
@@ -136,18 +149,16 @@ def _fade(points: Array, handles: list[int], moves: Array, sigma: float) -> Arra
     return (moves[far.argmin(1)] * fading[:, None]).astype(np.float32)
 
 
-def _crop(
-    picture: NDArray[np.uint8], face: Face, size: int, zoom: float, shift: tuple[float, float]
-) -> tuple[NDArray[np.uint8], Array]:
+def _crop(picture: NDArray[np.uint8], face: Face, size: int, framing: Framing) -> NDArray[np.uint8]:
     height, width = picture.shape[:2]
-    side = min(face.height / FACE_HEIGHT / zoom, height, width)
-    x = (face.box[0] + face.box[2]) / 2 - side * (FACE_CENTRE_X + shift[0])
-    y = (face.box[1] + face.box[3]) / 2 - side * (FACE_CENTRE_Y + shift[1])
+    side = min(face.height / FACE_HEIGHT / framing.zoom, height, width)
+    x = (face.box[0] + face.box[2]) / 2 - side * (FACE_CENTRE_X + framing.shift[0])
+    y = (face.box[1] + face.box[3]) / 2 - side * (FACE_CENTRE_Y + framing.shift[1])
     left, top = min(max(x, 0), width - side), min(max(y, 0), height - side)
     box = (left, top, left + side, top + side)
-    resized = Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS, box=box)
-    points = face.landmarks * np.array([1, 1, DEPTH]) - np.array([left, top, 0])
-    return np.array(resized), (points * (size / side)).astype(np.float32)
+    return np.array(
+        Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS, box=box)
+    )
 
 
 def _rings(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from emo_cli.training.splits import identity, is_held_out
 SHORTEST, LONGEST = 16, 250  # frames of a clip
 SPEECH = ".wav"
 Say = Callable[[str], None]
+Progress = Callable[[int, int], None]  # clips in the dataset, clips wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,104 +49,115 @@ class Job:
     size: int
 
 
-def write_puppets(
-    stills: list[Path],
-    drivers: list[Path],
-    folder: Path,
-    *,
-    count: int,
-    size: int,
-    seed: int,
-    say: Say,
-    shapes: Path | None = None,
-    workers: int = 1,
-) -> int:
-    """Bring a dataset to `count` puppet clips; only those that are missing are made.
+@dataclass(frozen=True, kw_only=True)
+class Puppets:
+    """A dataset of puppets: `count` clips of side `size` in the folder `out`.
 
-    stills, drivers: files and folders; `shapes` is needed where drivers are speech. A held-out
-    still speaks with a held-out driver's motion and belongs to the split "val". Returns how many
-    clips were written; a still or driver that cannot be used is reported and its clips are left
-    out.
-
-    Raises: EmoError when there are no pictures or no clips, or the folder cannot be written.
+    stills, drivers: files and folders; `shapes` is needed where drivers are speech.
     """
-    jobs = plan_jobs(stills, drivers, shapes, count=count, size=size, seed=seed)
-    written = 0
+
+    stills: tuple[Path, ...]
+    drivers: tuple[Path, ...]
+    shapes: Path | None
+    out: Path
+    count: int
+    size: int
+    seed: int
+
+
+def write_puppets(
+    puppets: Puppets,
+    *,
+    workers: int = 1,
+    say: Say = lambda line: None,
+    progress: Progress = lambda done, total: None,
+) -> int:
+    """Bring a dataset to its number of clips; only those that are missing are made.
+
+    Returns how many were written; a still or driver that cannot be used is reported by `say`, and
+    its clips are left out. Raises: EmoError when there are no pictures or no clips, or the folder
+    cannot be written.
+    """
     # What `emo train prepare` says of videos: puppets and people may share a dataset.
     about = {
-        "size": size,
+        "size": puppets.size,
         "fps": FPS,
         "sample_rate_hz": SAMPLE_RATE_HZ,
         "split_by": None,
         "held_out_share": HELD_OUT_SHARE,
     }
-    with ShardWriter(folder, about) as writer:
-        known = {line["key"] for line in read_lines(folder)} if (folder / INDEX).exists() else set()
-        missing = [job for job in jobs if job.key not in known]
-        for job, made in _make_all(missing, workers):
+    written = 0
+    with ShardWriter(puppets.out, about) as writer:
+        jobs = missing_jobs(puppets)  # now that the writer has cut off what a kill left behind
+        for number, (job, made) in enumerate(_make_all(jobs, workers), 1):
             if isinstance(made, str):
                 say(f"dropped {job.key} ({job.still.name}, {job.driver.name}): {made}")
-                continue
-            writer.add(made)
-            written += 1
-            say(f"{job.key}: {job.still.name} speaks {job.driver.name}")
+            else:
+                writer.add(made)
+                written += 1
+            progress(puppets.count - len(jobs) + number, puppets.count)
     return written
 
 
-def plan_jobs(
-    stills: list[Path],
-    drivers: list[Path],
-    shapes: Path | None = None,
-    *,
-    count: int,
-    size: int,
-    seed: int,
-) -> list[Job]:
+def missing_jobs(puppets: Puppets) -> list[Job]:
+    """The clips that the folder does not hold yet."""
+    jobs = plan_jobs(puppets)
+    if not (puppets.out / INDEX).exists():
+        return jobs
+    known = {line["key"] for line in read_lines(puppets.out)}
+    return [job for job in jobs if job.key not in known]
+
+
+def plan_jobs(puppets: Puppets) -> list[Job]:
     """All clips of a dataset, in order: every still comes once before any comes twice.
 
-    Raises: EmoError when a folder holds nothing of use, or speech comes without shapes.
+    A held-out still speaks with a held-out driver's motion and belongs to the split "val". Raises:
+    EmoError when a folder holds nothing of use, or speech comes without shapes.
     """
-    pictures = _files(stills, IMAGE_SUFFIXES, "picture", "--stills")
-    found = _files(drivers, VIDEO_SUFFIXES | {SPEECH}, "clip", "--drivers")
+    pictures = _files(puppets.stills, IMAGE_SUFFIXES, "picture", "--stills")
+    found = _files(puppets.drivers, VIDEO_SUFFIXES | {SPEECH}, "clip", "--drivers")
     clips = [clip for clip in found if clip.suffix != SPEECH or _phones(clip).exists()]
-    if shapes is None and any(clip.suffix == SPEECH for clip in clips):
+    if puppets.shapes is None and any(clip.suffix == SPEECH for clip in clips):
         raise EmoError(
             "synthesised speech needs mouth shapes", "Name ICT-FaceKit's file with --shapes."
         )
+    if not clips:
+        raise EmoError("no speech has phonemes", "--drivers takes videos and `emo train speech`'s.")
     lent = {held_out: [c for c in clips if is_held_out(c) == held_out] for held_out in (0, 1)}
-    jobs = []
-    for index in range(count):
-        turn, place = divmod(index, len(pictures))
-        still = pictures[epoch_order(seed, turn, len(pictures))[place]]
+    seed, jobs = puppets.seed, []
+    for index in range(puppets.count):
+        still = _deal(pictures, seed, index)
         held_out = is_held_out(still)
         # Where all clips are on one side, the still alone decides.
-        choice = lent[held_out] or clips
-        turn, place = divmod(index, len(choice))
+        driver = _deal(lent[held_out] or clips, seed + 1, index)
         jobs.append(
             Job(
                 key=f"puppet-{seed}-{index:06d}",
                 still=still,
-                driver=choice[epoch_order(seed + 1, turn, len(choice))[place]],
-                shapes=shapes,
+                driver=driver,
+                shapes=puppets.shapes,
                 split="val" if held_out else "train",
                 plan=make_plan(seed, index),
-                size=size,
+                size=puppets.size,
             )
         )
     return jobs
 
 
-def make_sample(job: Job) -> PackedSample | str:
+def _deal(files: list[Path], seed: int, index: int) -> Path:
+    """File `index` of an endless, shuffled pack."""
+    turn, place = divmod(index, len(files))
+    return files[epoch_order(seed, turn, len(files))[place]]
+
+
+def make_sample(job: Job, finder: FaceFinder) -> PackedSample | str:
     """A job's clip as a shard takes it, or why it cannot be made."""
     try:
-        picture = read_picture(job.still)
-        still = still_of_picture(picture, job.plan, _finder(), job.size)
+        still = still_of_picture(read_picture(job.still), job.plan, finder, job.size)
         if still is None:
             return "no face that looks at the camera"
-        if job.driver.suffix == SPEECH:
-            driver, sound = _synthesised(job)
-        else:
-            driver, sound = _filmed(job.driver)
+        spoken = _synthesised if job.driver.suffix == SPEECH else _filmed
+        driver, sound = spoken(job, finder)
         clip = make_clip(still, driver, job.plan)
         return pack_sample(
             key=job.key,
@@ -162,46 +174,54 @@ def make_sample(job: Job) -> PackedSample | str:
 
 def _make_all(jobs: list[Job], workers: int) -> Iterator[tuple[Job, PackedSample | str]]:
     """Samples in the jobs' order, at most a few ahead of the one that is written."""
-    if workers <= 1:
-        yield from ((job, make_sample(job)) for job in jobs)
+    if workers == 1:
+        with FaceFinder() as finder:
+            yield from ((job, make_sample(job, finder)) for job in jobs)
         return
     context = multiprocessing.get_context("spawn")  # MediaPipe and torch survive no fork
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_work) as pool:
         for first in range(0, len(jobs), 4 * workers):
             batch = jobs[first : first + 4 * workers]
-            yield from zip(batch, pool.map(make_sample, batch), strict=True)
+            yield from zip(batch, pool.map(_work, batch), strict=True)
 
 
-def _one_thread() -> None:
+_finder_at_work: FaceFinder | None = None  # of a worker process, which ends with it
+
+
+def _begin_work() -> None:
+    global _finder_at_work
     import torch
 
     torch.set_num_threads(1)
+    _finder_at_work = FaceFinder().__enter__()
 
 
-@functools.lru_cache(maxsize=1)
-def _finder() -> FaceFinder:
-    """One landmarker for all clips of a process; it ends with the process."""
-    return FaceFinder().__enter__()
+def _work(job: Job) -> PackedSample | str:
+    assert _finder_at_work is not None
+    return make_sample(job, _finder_at_work)
 
 
 @functools.lru_cache(maxsize=1)
 def _shapes(path: Path) -> FaceShapes:
-    return read_face_shapes(path, _finder())
+    with FaceFinder() as finder:
+        return read_face_shapes(path, finder)
 
 
-def _filmed(path: Path) -> tuple[Driver, np.ndarray | None]:
+def _filmed(job: Job, finder: FaceFinder) -> tuple[Driver, np.ndarray | None]:
     """Motion and sound of a driving clip.
 
     Raises: EmoError when it cannot be read or shows no face throughout.
     """
-    count = min(LONGEST, round(probe(path).duration_s * FPS))
-    driver = read_driver(read_frames(path, 0, count), _finder())
+    clip = probe(job.driver)
+    count = min(LONGEST, round(clip.duration_s * FPS))
+    driver = read_driver(read_frames(job.driver, 0, count), finder)
     if driver is None:
         raise EmoError("no face throughout the clip", "Choose clips of one person who talks.")
-    return driver, read_sound(path, 0, driver.num_frames)
+    sound = read_sound(job.driver, 0, driver.num_frames) if clip.has_sound else None
+    return driver, sound
 
 
-def _synthesised(job: Job) -> tuple[Driver, np.ndarray | None]:
+def _synthesised(job: Job, _: FaceFinder) -> tuple[Driver, np.ndarray | None]:
     """Motion and sound of synthesised speech.
 
     Raises: EmoError when sound or phonemes cannot be read.
@@ -226,9 +246,7 @@ def _phones(sound: Path) -> Path:
     return sound.with_suffix(".phones")
 
 
-def _files(
-    sources: list[Path], suffixes: set[str] | frozenset[str], what: str, option: str
-) -> list[Path]:
+def _files(sources: tuple[Path, ...], suffixes: Set[str], what: str, option: str) -> list[Path]:
     files = []
     for source in sources:
         if not source.exists():
