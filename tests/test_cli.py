@@ -16,7 +16,7 @@ import soundfile
 from PIL import Image
 
 from emo_cli import cli
-from emo_cli.model.load import sha256
+from emo_cli.files import sha256_of
 
 FAST = ["--steps", "1", "--face-region", "100,50,400,450"]
 
@@ -42,7 +42,7 @@ def emo(small_model, *arguments, fast=True):
 
 
 def listing(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): sha256(p) for p in folder.rglob("*") if p.is_file()}
+    return {str(p.relative_to(folder)): sha256_of(p) for p in folder.rglob("*") if p.is_file()}
 
 
 def test_generate_prints_the_path_and_makes_a_video_as_long_as_the_sound(work, small_model, capsys):
@@ -267,5 +267,5 @@ def test_a_killed_video_goes_on_and_equals_the_uninterrupted_one(work, small_mod
     options = ["--model", str(small_model), "--steps", "4", *FAST[2:]]
     assert cli.run(["generate", "portrait.jpg", "long.wav", "-o", "long.mp4", *options]) == 0
     assert cli.run(["generate", "portrait.jpg", "long.wav", "-o", "whole.mp4", *options]) == 0
-    assert sha256(Path("long.mp4")) == sha256(Path("whole.mp4"))
+    assert sha256_of(Path("long.mp4")) == sha256_of(Path("whole.mp4"))
     assert not list(work.glob(".*"))

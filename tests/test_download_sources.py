@@ -27,12 +27,12 @@ from safetensors.numpy import load_file
 from emo_cli.download import download
 from emo_cli.errors import EmoError
 from emo_cli.fetch import package, web
+from emo_cli.files import sha256_of
 from emo_cli.weights import (
     Manifest,
     PackageSource,
     WebSource,
     load_manifest,
-    sha256_of,
     weights_path,
 )
 

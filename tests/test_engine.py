@@ -12,7 +12,8 @@ from small_models import SMALL_FULL, save_small
 
 from emo_cli import Engine, GenerateOptions
 from emo_cli.errors import EmoError
-from emo_cli.model.load import SUMS, load_model, sha256
+from emo_cli.files import sha256_of
+from emo_cli.model.load import SUMS, load_model
 
 FEW_STEPS = GenerateOptions(steps=2, face_region="100,50,400,450")  # needs no face detection
 
@@ -167,7 +168,9 @@ def rewrite(folder, part, change):
     change(tensors)
     save_file(tensors, file)
     sums = (folder / SUMS).read_text().splitlines()
-    lines = [f"{sha256(file)}  {file.name}" if line.endswith(file.name) else line for line in sums]
+    lines = [
+        f"{sha256_of(file)}  {file.name}" if line.endswith(file.name) else line for line in sums
+    ]
     (folder / SUMS).write_text("\n".join(lines) + "\n")
 
 

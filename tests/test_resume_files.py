@@ -9,7 +9,8 @@ import torch
 from made_video import MUX, latents_after, make_video, tone, write_sound
 
 from emo_cli.errors import EmoError
-from emo_cli.work_folder import WorkFolder, work_path, write_atomically
+from emo_cli.files import write_atomically
+from emo_cli.work_folder import WorkFolder, work_path
 
 NUM_FRAMES = 300  # 25 clips: two whole segments and a half one
 

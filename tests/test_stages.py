@@ -9,7 +9,8 @@ import pytest
 from small_models import SMALL_MINI, save_small
 
 from emo_cli import Engine, GenerateOptions, cli, config
-from emo_cli.model.load import model_digest, sha256
+from emo_cli.files import sha256_of
+from emo_cli.model.load import model_digest
 from emo_cli.training import precompute
 from emo_cli.training.samples import Labels, pack_sample
 from emo_cli.training.shards import ShardWriter
@@ -100,9 +101,9 @@ def test_every_stage_is_written_down_in_the_models_config(stages):
 
 def test_stage_three_leaves_every_other_file_bit_identical(stages):
     before, after = stages["video"], stages["speed"]
-    assert sha256(before / "temporal.safetensors") != sha256(after / "temporal.safetensors")
+    assert sha256_of(before / "temporal.safetensors") != sha256_of(after / "temporal.safetensors")
     for part in ("backbone", "reference_net", "autoencoder", "audio_encoder"):
-        assert sha256(before / f"{part}.safetensors") == sha256(after / f"{part}.safetensors")
+        assert sha256_of(before / f"{part}.safetensors") == sha256_of(after / f"{part}.safetensors")
 
 
 def test_latents_of_another_picture_size_are_refused(

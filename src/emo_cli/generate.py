@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from emo_cli import __version__, console
 from emo_cli.config import GenerateOptions
-from emo_cli.model.load import sha256
+from emo_cli.files import sha256_of
 from emo_cli.video import VideoWriter, check_output, check_sound, provenance_tags
 from emo_cli.work_folder import WorkFolder
 
@@ -91,8 +91,8 @@ def _fingerprint(engine: Engine, request: Request) -> dict[str, Any]:
     return {
         "version": __version__,
         "model": engine.digest,
-        "portrait": sha256(request.portrait) if request.portrait.is_file() else "",
-        "audio": sha256(request.audio) if request.audio.is_file() else "",
+        "portrait": sha256_of(request.portrait) if request.portrait.is_file() else "",
+        "audio": sha256_of(request.audio) if request.audio.is_file() else "",
         "options": dataclasses.asdict(request.options),
         "device": engine.device.type,
         "dtype": str(engine.dtype),

@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any
 from emo_cli import __version__
 from emo_cli.errors import EmoError
 from emo_cli.ffmpeg_process import AGAIN, FFmpegProcess, ffmpeg_path, file_url
+from emo_cli.files import move_into_place, write_atomically
 from emo_cli.mp4_tags import put_tags, room_for, tag_box
 from emo_cli.output_file import check_output, default_output, report_path
 from emo_cli.work_folder import (
     SEGMENT_CLIPS,
     WorkFolder,
-    move_into_place,
-    write_atomically,
     writing,
 )
 

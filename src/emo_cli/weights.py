@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from emo_cli.errors import EmoError
+from emo_cli.files import sha256_of, write_atomically
 
 FORMAT = 1
 LOCK_NAME = "weights.lock.json"
@@ -225,14 +225,7 @@ def write_lock(folder: Path, entries: dict[str, LockEntry]) -> None:
     """Replace the lock file in one step: a crash leaves the old one or the new one."""
     files = {name: dataclasses.asdict(entry) for name, entry in sorted(entries.items())}
     text = json.dumps({"format": FORMAT, "files": files}, indent=2) + "\n"
-    temporary = folder / (LOCK_NAME + ".new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, folder / LOCK_NAME)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    write_atomically(folder / LOCK_NAME, text)
 
 
 def expected_sha256(file: WeightFile, entry: LockEntry | None) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from emo_cli.errors import EmoError
 from emo_cli.ffmpeg_process import ffmpeg_version
+from emo_cli.files import move_into_place, sha256_of, write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -48,32 +48,6 @@ def writing(path: Path) -> Iterator[None]:
             "Free some space or choose another folder with -o; "
             "the same command goes on from the last finished part.",
         ) from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, also when the power goes."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-        move_into_place(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def move_into_place(part: Path, path: Path) -> None:
-    """Renames a finished file over `path`; both are on disk when it returns."""
-    _sync(part)
-    os.replace(part, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +119,7 @@ class WorkFolder:
             facts = {
                 "num_clips": str(num_clips),
                 "num_frames": str(num_frames),
-                "sha256": _sha256(part),
+                "sha256": sha256_of(part),
             }
             latents = motion_latents.detach().cpu().contiguous()
             move_into_place(part, path)
@@ -265,7 +239,7 @@ def _read_segment(path: Path) -> tuple[Segment, torch.Tensor] | None:
         with safe_open(state_path, framework="pt") as state:
             facts = state.metadata() or {}
             latents = state.get_tensor(MOTION_LATENTS)
-        if facts["sha256"] != _sha256(path):
+        if facts["sha256"] != sha256_of(path):
             return None
         segment = Segment(
             path=path, num_clips=int(facts["num_clips"]), num_frames=int(facts["num_frames"])
@@ -273,8 +247,3 @@ def _read_segment(path: Path) -> tuple[Segment, torch.Tensor] | None:
     except (SafetensorError, KeyError, ValueError):
         return None
     return segment, latents
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from emo_cli.errors import EmoError
 from emo_cli.fetch.pickles import read_array_tree, read_torchscript
+from emo_cli.files import write_atomically
 
 
 def convert(kind: str, source: Path, target: Path) -> None:
@@ -33,10 +33,8 @@ def convert(kind: str, source: Path, target: Path) -> None:
         ) from error
     if not tensors:
         raise EmoError(f"{source.name} holds no tensors", "The publisher's file has changed.")
-    temporary = target.with_name(target.name + ".new")
     # Written here, not by save_file: that makes the file unreadable to other users of the folder.
-    temporary.write_bytes(save(dict(sorted(tensors.items()))))
-    os.replace(temporary, target)
+    write_atomically(target, save(dict(sorted(tensors.items()))))
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:

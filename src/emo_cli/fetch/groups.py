@@ -12,6 +12,7 @@ from typing import Literal
 
 from emo_cli.errors import EmoError
 from emo_cli.fetch import hub, package, web
+from emo_cli.files import sha256_of
 from emo_cli.weights import (
     HubSource,
     LockEntry,
@@ -22,7 +23,6 @@ from emo_cli.weights import (
     load_manifest,
     local_path,
     read_lock,
-    sha256_of,
     weights_folder,
     write_lock,
 )

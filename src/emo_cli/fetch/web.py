@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from emo_cli import __version__
 from emo_cli.errors import EmoError
-from emo_cli.weights import sha256_of
+from emo_cli.files import sha256_of
 
 ATTEMPTS = 5  # in a row that brought nothing new
 PAUSE_S = 1.0  # before the second attempt; doubles each time

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from emo_cli.config import ModelConfig, read_model_config, to_json
 from emo_cli.errors import EmoError
+from emo_cli.files import move_into_place, sha256_of, write_atomically
 from emo_cli.model.emo_model import PARTS, EmoModel, key_in_file, part_of
 
 SUMS = "SHA256SUMS"
@@ -108,7 +108,7 @@ def write_part(folder: Path, part: str, tensors: dict[str, Tensor], *, dtype: to
     temporary = file.with_suffix(".tmp")
     save_file(stored, temporary)
     temporary.chmod(0o644)  # safetensors makes files that only their owner can read
-    os.replace(temporary, file)
+    move_into_place(temporary, file)
     _write_sum(folder, file)
 
 
@@ -118,20 +118,20 @@ def copy_part(source: Path, folder: Path, part: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
     shutil.copyfile(source / file.name, temporary)
-    os.replace(temporary, file)
+    move_into_place(temporary, file)
     _write_sum(folder, file)
 
 
 def _write_sum(folder: Path, file: Path) -> None:
     sums = read_sums(folder) if (folder / SUMS).exists() else {}
-    sums[file.name] = sha256(file)
+    sums[file.name] = sha256_of(file)
     text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-    _write_text(folder / SUMS, text)
+    write_atomically(folder / SUMS, text)
 
 
 def write_config(folder: Path, config: ModelConfig) -> None:
     """Write `config.json` in one step."""
-    _write_text(folder / "config.json", to_json(config))
+    write_atomically(folder / "config.json", to_json(config))
 
 
 def model_digest(folder: Path) -> str:
@@ -150,12 +150,6 @@ def read_sums(folder: Path) -> dict[str, str]:
         raise EmoError(f"cannot read {folder / SUMS}", "Get the model folder again.") from error
     pairs = (line.split(maxsplit=1) for line in lines if line.strip())
     return {name: digest for digest, name in pairs}
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal digest of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_keys(expected: dict[str, Tensor], found: dict[str, Tensor], source: Path | str) -> None:
@@ -205,7 +199,7 @@ def _read_part(file: Path, part: str, sums: dict[str, str]) -> dict[str, Tensor]
             f"the model in {file.parent} lacks {what} ({file.name})",
             f"It is made by `emo train {stage}`.",
         )
-    if sha256(file) != sums.get(file.name):
+    if sha256_of(file) != sums.get(file.name):
         raise EmoError(
             f"{file} has a wrong digest: it is damaged or was changed",
             "Get the model folder again, or run its `emo train` command again.",
@@ -216,12 +210,6 @@ def _read_part(file: Path, part: str, sums: dict[str, str]) -> dict[str, Tensor]
         raise EmoError(f"cannot read {file}: {error}", "Get the model folder again.") from error
     check_finite(tensors, file)
     return tensors
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def parameters_of(module: nn.Module) -> int:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from emo_cli.audio import SAMPLE_RATE_HZ, decode_sound
 from emo_cli.errors import EmoError
 from emo_cli.faces import FaceFinder
-from emo_cli.training.checkpoint import write_atomically
+from emo_cli.files import write_atomically
 from emo_cli.training.lips import stored_lip_openings
 from emo_cli.training.speech_synthesis import phoneme_rows
 from emo_cli.training.splits import is_held_out, name_hash
@@ -87,11 +87,12 @@ class SoundCache:
         """A target's rows [T, ...] of one sound, not copied."""
         return self.targets[name][sound.first_row : sound.first_row + sound.num_rows]
 
-    def teacher_scale(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and std [L*D] of the teacher's features, from every 50th row of the sounds."""
-        every_50th = [self.rows("teacher", sound)[::50] for sound in self.sounds]
-        rows = np.concatenate(every_50th).astype(np.float32)
-        return rows.mean(axis=0), rows.std(axis=0) + 1e-4
+    def is_sound(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each row belongs to a sound and not to the gap between two."""
+        firsts = np.array([sound.first_row for sound in self.sounds])
+        ends = firsts + [sound.num_rows for sound in self.sounds]
+        which = np.searchsorted(firsts, rows, side="right") - 1
+        return rows < ends[which]
 
 
 def open_sound_cache(
@@ -245,8 +246,7 @@ def _write_teacher(cache: SoundCache, path: Path, teacher: Teacher, say: Say) ->
     """The teacher's rows of the whole stream, in windows of 30 s; goes on where it stopped."""
     row_bytes = 2 * len(cache.layers) * cache.teacher_width
     done = path.stat().st_size // row_bytes if path.exists() else 0
-    context = CONTEXT_S * SAMPLE_RATE_HZ // ROW
-    step = WINDOW_S * SAMPLE_RATE_HZ // ROW - 2 * context
+    context, step = _window_rows()
     with path.open("ab") as out:
         out.truncate(done * row_bytes)
         while done < cache.num_rows:
@@ -257,6 +257,18 @@ def _write_teacher(cache: SoundCache, path: Path, teacher: Teacher, say: Say) ->
             done += len(rows)
             if done // step % 20 == 0:
                 say(f"teacher: {done} of {cache.num_rows} rows")
+
+
+def _window_rows() -> tuple[int, int]:
+    """Rows of context on each side of the teacher's window, and those used between."""
+    context = CONTEXT_S * SAMPLE_RATE_HZ // ROW
+    return context, WINDOW_S * SAMPLE_RATE_HZ // ROW - 2 * context
+
+
+def window_positions(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where in the teacher's window each row of the stream stood; the first has no context."""
+    context, step = _window_rows()
+    return np.where(rows < step, rows, context + rows % step)
 
 
 def _write_lips(cache: SoundCache, folder: Path, say: Say) -> None:

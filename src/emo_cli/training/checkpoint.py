@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from emo_cli.errors import EmoError
+from emo_cli.files import write_atomically
 from emo_cli.training.ema import Ema
 
 # What torch, safetensors, pickle and json raise on files that were cut short or overwritten.
@@ -116,13 +117,6 @@ def check_same_options(run: Path, options: dict[str, Any]) -> None:
             f"{run} holds a run with other options: {changes}",
             "Resume with the options it was started with, or choose another --out.",
         )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old one or the new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 @contextmanager

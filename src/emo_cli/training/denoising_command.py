@@ -94,7 +94,8 @@ def _run(
     from accelerate import PartialState
 
     from emo_cli.config import PRESETS as CONFIGS
-    from emo_cli.model.load import SUMS, sha256
+    from emo_cli.files import sha256_of
+    from emo_cli.model.load import SUMS
     from emo_cli.training import loop
     from emo_cli.training.commands import step_progress
     from emo_cli.training.denoising_stage import (
@@ -118,7 +119,7 @@ def _run(
     fingerprint = {
         "preset": preset,
         "data": [dataset.digest for dataset in samples.datasets],
-        "init": [sha256(folder / SUMS) for folder in inits],
+        "init": [sha256_of(folder / SUMS) for folder in inits],
     }
     shown = PartialState(cpu=options.device == "cpu").is_main_process
     with step_progress(stage.name, stage.steps, shown=shown) as report:

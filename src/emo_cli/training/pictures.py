@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from emo_cli.errors import EmoError
-from emo_cli.training.checkpoint import write_atomically
+from emo_cli.files import write_atomically
 from emo_cli.training.splits import is_held_out
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}

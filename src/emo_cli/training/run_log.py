@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from emo_cli.training.checkpoint import write_atomically
+from emo_cli.files import write_atomically
 
 
 class RunLog:

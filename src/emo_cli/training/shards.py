@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from emo_cli.errors import EmoError
+from emo_cli.files import write_atomically
 from emo_cli.training.samples import PackedSample
 
 FORMAT = 1
@@ -207,13 +208,7 @@ def check_count(folder: object, found: int, complete: int) -> None:
 
 def write_json(path: Path, values: Any) -> None:
     """Write a small file so that a reader sees the old one or the new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_atomically(path, json.dumps(values, indent=1) + "\n")
 
 
 def cut_short(path: object, size: int, needed: int) -> EmoError:
