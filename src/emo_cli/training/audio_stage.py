@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2PositionalConvEmbedding
 
 from emo_cli.audio import build_wav2vec, normalised
 from emo_cli.config import AudioConfig
@@ -26,17 +27,18 @@ from emo_cli.training.audio_noise import disturbed
 from emo_cli.training.draws import Draw, derive_seed
 from emo_cli.training.speech_synthesis import PHONEMES
 from emo_cli.training.teacher import ROW
+from emo_cli.training.teacher_targets import TeacherTargets
 
 TEACHER_LAYERS = (2, 4)  # of Whisper tiny's four; the encoder's middle and last layer learn them
 PIECE_ROWS = 125  # 2.5 s
 PIECES = 2  # of different sounds, one behind the other: a voice must not need its own window
+LIP_REPEATS = 3
 SILENT_SHARE = 0.06  # of the pieces
 SILENT_PHONEME = PHONEMES.index("pau")
 LIP_WINDOW = 9  # rows, 180 ms
 # Heads read all layers side by side times this: hundreds of inputs that move together would swing
 # a single output by more than its range in one step of Adam.
 HEAD_GAIN = 0.1
-OUTLIER = 5.0  # standard deviations; some of Whisper's features have long tails
 HELD_OUT_SOUNDS = 40  # of each source, that `evaluate` hears
 WEIGHTS = {
     "teacher_middle": 1.0,
@@ -54,7 +56,7 @@ class SoundSamples:
     def __init__(self, cache: SoundCache) -> None:
         self.cache = cache
         self.entries = _entries(cache)
-        self.mean, self.std = cache.teacher_scale()
+        self.teacher = TeacherTargets(cache)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -82,22 +84,20 @@ class SoundSamples:
         first, last = max(0, start), min(sound.num_rows, start + num_rows)
         into = slice(first - start, last - start)
         stored = slice(sound.first_row + first, sound.first_row + last)
-        width = len(self.mean)
         rows: dict[str, NDArray[Any]] = {
             "sound": np.zeros((num_rows, ROW), np.float32),
             "phoneme": np.full(num_rows, SILENT_PHONEME, np.int64),
             "lips": np.full(num_rows, np.nan, np.float32),
             "envelope": np.full(num_rows, -1, np.float32),
-            "teacher": np.zeros((num_rows, width), np.float32),
+            "teacher": np.zeros((num_rows, self.teacher.width), np.float32),
             "known": np.zeros(num_rows, bool),
         }
         samples = self.cache.samples[stored.start * ROW : stored.stop * ROW]
         rows["sound"][into] = samples.reshape(-1, ROW).astype(np.float32) / 32768
-        for name, values in self.cache.targets.items():
-            rows[name][into] = values[stored]
+        for name in ("phoneme", "lips", "envelope"):
+            rows[name][into] = self.cache.targets[name][stored]
+        rows["teacher"][into] = self.teacher(stored.start, stored.stop)
         rows["known"][into] = True
-        teacher = (rows["teacher"] - self.mean) / self.std
-        rows["teacher"] = teacher.clip(-OUTLIER, OUTLIER)
         rows["sound"] = rows["sound"].reshape(-1)
         return rows
 
@@ -109,11 +109,14 @@ def silence(piece: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 def _entries(cache: SoundCache) -> list[StoredSound]:
-    """Sounds by the number of pieces in them, sources by the square root of their length."""
+    """Sounds by the number of pieces in them, more often where lips were seen; sources by the
+    square root of their length."""
     per_source: list[list[StoredSound]] = [[] for _ in cache.source_names]
     for sound in cache.sounds:
         if not sound.held_out:
-            per_source[sound.source] += [sound] * max(1, round(sound.num_rows / PIECE_ROWS))
+            pieces = max(1, round(sound.num_rows / PIECE_ROWS))
+            seen = not np.isnan(cache.rows("lips", sound)).all()
+            per_source[sound.source] += [sound] * (pieces * (LIP_REPEATS if seen else 1))
     filled = [sounds for sounds in per_source if sounds]
     largest = max(map(len, filled), default=0)
     entries = []
@@ -132,6 +135,16 @@ class ContiguousGelu(nn.Module):
         return functional.gelu(hidden.contiguous())
 
 
+class PositionsInFloat32(Wav2Vec2PositionalConvEmbedding):
+    """Never in bfloat16: oneDNN (in torch 2.13, on a CPU with AMX) computes this grouped
+    convolution wrongly there, without a word."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D] float32."""
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return super().forward(hidden_states.float())
+
+
 class AudioLoss(nn.Module):
     """The encoder, and the heads that it is trained through."""
 
@@ -140,6 +153,7 @@ class AudioLoss(nn.Module):
         self.encoder = build_wav2vec(config)
         for layer in self.encoder.feature_extractor.conv_layers:
             layer.activation = ContiguousGelu()
+        self.encoder.encoder.pos_conv_embed = PositionsInFloat32(self.encoder.config)
         self.lip_scale = lip_scale  # mean and std of the openings in the training data
         width, layers = config.hidden_width, config.num_layers * config.hidden_width
         self.middle = max(1, config.num_layers // 2)  # counted from 1
@@ -220,7 +234,7 @@ class AudioTask:
         if len(self.samples) == 0:
             raise EmoError("all sounds are held out for validation", "Name more folders.")
         torch.manual_seed(derive_seed(seed, "weights"))
-        self.module = AudioLoss(config, cache.teacher_width, _lip_scale(cache))
+        self.module = AudioLoss(config, self.samples.teacher.count, _lip_scale(cache))
         self.module.train()
         self.cache = cache
 
@@ -251,6 +265,7 @@ class AudioTask:
         from emo_cli.model.load import write_part  # imports every network
 
         assert isinstance(module, AudioLoss)
+        folder.mkdir(parents=True, exist_ok=True)
         write_part(folder, "audio_encoder", module.encoder.state_dict(), dtype=torch.float16)
 
 
