@@ -162,7 +162,7 @@ class _Stage:
         """How far above the lid's edge its skin is drawn from, in widths of the eye: no brow."""
         lid, brow_edge = self.points[upper[2:-2], 1].mean(), self.points[brow[5:], 1].mean()
         width = (self.points[upper[0], :2] - self.points[upper[-1], :2]).norm()
-        return float(((lid - brow_edge) / width * 0.6).clamp(0.12, 0.36))
+        return float(((lid - brow_edge) / width * 0.7).clamp(0.08, 0.4))
 
     def _draw_lid(
         self, out: Tensor, upper: Tensor, lower: Tensor, crease: float, blink: Tensor
@@ -217,9 +217,8 @@ def _lid(
 
     The skin between the crease and the lashes is drawn out, a rim with the lashes keeps its shape.
     """
-    arch = (4 * slit.along * (1 - slit.along)).clamp_min(0).sqrt()
-    crease = (crease_share * arch + 0.06) * slit.width
-    rim = (0.12 * arch * slit.width).minimum(0.5 * crease)
+    crease = crease_share * slit.width
+    rim = (0.10 * slit.width).minimum(0.5 * crease)
     down = 1.04 * slit.gap * blink  # the edge of the lid, below where it rests
     lashes = 0.055 * slit.width * (2 * blink).clamp(0, 1)
     shrunk = (crease - rim) / (down + crease - rim).clamp_min(1e-3)
