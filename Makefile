@@ -2,7 +2,7 @@
 #   make demo    a portrait that talks: demo.mp4
 #   make test    the tests (TESTS='-m slow' or TESTS='-m gpu' for the others)
 #   make check   ruff, formatting, types, tests
-#   make bench   every script in benchmarks/
+#   make bench   how long each phase of `emo generate` takes
 
 PYTHON ?= python3
 TESTS ?= -m "not gpu and not slow"
@@ -25,7 +25,7 @@ check: $(READY)
 	$(BIN)/python -m pytest $(TESTS)
 
 bench: $(READY)
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	$(BIN)/python benchmarks/generate.py
 
 # .ready is written last: without it the environment is half made, and is made again from nothing.
 $(READY): pyproject.toml constraints.txt
