@@ -32,9 +32,8 @@ from emo_cli.training.stages import STAGES, Stage
 
 OUTER_LIPS = (61, 37, 0, 267, 291, 314, 17, 84)  # MediaPipe's points
 LIP_MARGIN = (0.15, 0.35)  # of the lips' width and height: an open jaw moves what is around them
-VALIDATION_CLIPS = 32
-# Bigger than a picture's batch can be at inference, small enough for a laptop.
-VALIDATION_BATCH = 4
+VALIDATION_PICTURES, VALIDATION_CLIPS = 32, 8
+VALIDATION_BATCH = 4  # fits into a laptop's memory
 
 # The paper's loss is plain; a small model has to spend its capacity where people look.
 PAPER = DenoisingOptions(
@@ -193,7 +192,8 @@ class DenoisingTask:
             return {}
         device = next(module.parameters()).device
         sums = {"val_plain": 0.0, "val_mouth": 0.0}
-        count = min(VALIDATION_CLIPS, len(self.validation))
+        wanted = VALIDATION_CLIPS if self.stage.clip_frames > 1 else VALIDATION_PICTURES
+        count = min(wanted, len(self.validation))
         starts = range(0, count, VALIDATION_BATCH)
         for start in starts:
             losses = module(self._validation_batch(start, count, device))
