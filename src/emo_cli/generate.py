@@ -49,8 +49,8 @@ def make_video(engine: Engine, request: Request) -> dict[str, Any]:
         for line in () if request.quiet else (*video.portrait.notes, *video.sound.notes):
             console.note(line)
         prepared = time.perf_counter()
-        clips = _write_clips(engine, video, work, request, prepared - started)
-    return clips
+        report = _write_clips(engine, video, work, request, prepared - started)
+    return report
 
 
 def _write_clips(
