@@ -106,10 +106,7 @@ class ClipSamples:
         clip = sample["landmarks"][-dataset.needs.clip_frames :]
         mouth = mouth_share(lip_boxes(clip), self.config.picture_size, self.config.latent_size)
         wanted = ("frames", "reference", "latents", "reference_latents", "audio", "speed", "mask")
-        chosen = {name: sample[name] for name in wanted if name in sample}
-        if "latents" in chosen:  # then the pictures are not needed
-            chosen.pop("frames", None), chosen.pop("reference", None)
-        return chosen | {"mouth": mouth}
+        return {name: sample[name] for name in wanted if name in sample} | {"mouth": mouth}
 
 
 def lip_boxes(landmarks: Tensor) -> Tensor:
