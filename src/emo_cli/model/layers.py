@@ -54,9 +54,9 @@ def timestep_features(timesteps: Tensor, width: int) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention of q [..., N, d] over k, v [..., S, d] -> [..., N, d]."""
-    if q.device.type == "cpu" and k.shape[-2] <= FEW_KEYS:
+    if q.device.type == "cpu" and (k.shape[-2] <= FEW_KEYS or q.requires_grad):
         # Frame attention has thousands of rows with 12 queries each: two batched products and a
-        # softmax are faster on a CPU than its flash kernel.
+        # softmax are faster on a CPU than its flash kernel, and so is their backward pass.
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         return scores.softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from emo_cli.conditions import windows
 from emo_cli.config import DiffusionConfig, ModelConfig
+from emo_cli.model.backbone import VideoState
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.layers import fold_frames, unfold_frames
 from emo_cli.sampler import build_scheduler
@@ -64,7 +65,9 @@ class DenoisingLoss(nn.Module):
         batch: `frames` uint8 [B, M+F, S, S, 3] or `latents` [B, M+F, C, H, W]; `reference`
         uint8 [B, S, S, 3] or `reference_latents` [B, C, H, W]; `mask` [B, S, S]; `mouth`
         [B, F, H, W], the share of each latent pixel in the mouth's box; `seed` [B]; for clips
-        also `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame.
+        also `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame. With `corner` [B, 2]
+        (y, x) the latents and the mouth are windows of the picture that begin there; reference
+        and mask stay whole.
         """
         seeds = batch["seed"]
         latents = self._latents(batch, "latents", "frames")
@@ -100,6 +103,8 @@ class DenoisingLoss(nn.Module):
         features = [keep[:, None, None] * x for x in features]
         mask = batch["mask"].to(noisy)[:, None]
         video = self.backbone.prepare_video(features, mask, keep[:, None, None, None] * portrait)
+        if "corner" in batch:
+            video = _cut_video(video, batch["corner"], noisy.shape[-1])
         clip = self.backbone.prepare_clip(
             self._audio(batch, noisy), self._motion(seeds, motion), self._speed(batch, noisy)
         )
@@ -168,6 +173,22 @@ class DenoisingLoss(nn.Module):
         autoencoder = self.frozen[0].to(self.alphas.device)
         latents = torch.cat([autoencoder.encode(part) for part in flat.split(ENCODE_SLICE)])
         return unfold_frames(latents, frames.shape[1]) if many else latents
+
+
+def cut_window(maps: Tensor, corner: Tensor, side: int) -> Tensor:
+    """The square of `side` latent pixels of maps [..., H, W] that begins at corner [2] (y, x)."""
+    y, x = corner.tolist()
+    return maps[..., y : y + side, x : x + side]
+
+
+def _cut_video(video: VideoState, corners: Tensor, side: int) -> VideoState:
+    """What lies beside the latents, cut as they are; keys and values of the reference stay."""
+
+    def cut(maps: Tensor) -> Tensor:
+        return torch.stack([cut_window(*pair, side) for pair in zip(maps, corners, strict=True)])
+
+    portrait = None if video.portrait is None else cut(video.portrait)
+    return video._replace(face=cut(video.face), portrait=portrait)
 
 
 def snr_weight(alpha: Tensor, config: DiffusionConfig, gamma: float | None) -> Tensor:

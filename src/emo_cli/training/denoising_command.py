@@ -33,6 +33,10 @@ def denoising_command(name: str) -> Callable[..., None]:
         steps: Annotated[int | None, typer.Option(min=1, help="Steps of the optimizer.")] = None,
         batch: Annotated[int | None, typer.Option(min=1, help="Samples per step.")] = None,
         lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+        window: Annotated[
+            int | None,
+            typer.Option(min=4, help="Train on squares of so many latent pixels at the face."),
+        ] = None,
         seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
         device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
         precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
@@ -62,7 +66,7 @@ def denoising_command(name: str) -> Callable[..., None]:
             workers=workers,
             threads=threads,
         )
-        typer.echo(_run(stage, options, model, data, init))
+        typer.echo(_run(stage, options, model, data, init, window))
 
     command.__name__ = name
     command.__doc__ = {
@@ -88,7 +92,12 @@ def newborn_command(
 
 
 def _run(
-    stage: Stage, options: RunOptions, preset: str, data: list[str], inits: list[Path]
+    stage: Stage,
+    options: RunOptions,
+    preset: str,
+    data: list[str],
+    inits: list[Path],
+    window: int | None,
 ) -> Path:
     import torch
     from accelerate import PartialState
@@ -109,7 +118,7 @@ def _run(
         torch.set_num_threads(options.threads)
     config = CONFIGS[preset]
     network = starting_model(stage, preset, inits, options.seed)
-    samples = open_datasets(data, stage, config, "train", inits)
+    samples = open_datasets(data, stage, config, "train", inits, window)
     validation = open_datasets(data, stage, config, "val", inits)
     if samples is None:
         raise EmoError("the datasets hold no clip to train on", "Prepare more videos.")
@@ -118,6 +127,7 @@ def _run(
     )
     fingerprint = {
         "preset": preset,
+        "window": window,
         "data": [dataset.digest for dataset in samples.datasets],
         "init": [sha256_of(folder / SUMS) for folder in inits],
     }

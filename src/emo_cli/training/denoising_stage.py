@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from emo_cli.model.load import (
     write_part,
 )
 from emo_cli.training.dataset import ClipDataset, Needs
-from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, mouth_share
+from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, cut_window, mouth_share
 from emo_cli.training.draws import Draw, derive_seed
 from emo_cli.training.precompute import features_name, latents_name
 from emo_cli.training.samples import Split
@@ -32,6 +33,7 @@ from emo_cli.training.stages import STAGES, Stage
 
 OUTER_LIPS = (61, 37, 0, 267, 291, 314, 17, 84)  # MediaPipe's points
 LIP_MARGIN = (0.15, 0.35)  # of the lips' width and height: an open jaw moves what is around them
+WANDER = 4  # latent pixels that a window strays from the middle of the face
 VALIDATION_PICTURES, VALIDATION_CLIPS = 32, 8
 VALIDATION_BATCH = 4  # fits into a laptop's memory
 
@@ -90,11 +92,18 @@ def starting_model(stage: Stage, preset: str, inits: list[Path], seed: int) -> E
 
 
 class ClipSamples:
-    """Clips of several datasets, each drawn equally often, as the loss takes them."""
+    """Clips of several datasets, each drawn equally often, as the loss takes them.
 
-    def __init__(self, datasets: list[ClipDataset], config: ModelConfig) -> None:
+    window: side in latent pixels of the square around the face that is cut from each clip: most
+    of what a stage has to learn happens there. None: whole pictures.
+    """
+
+    def __init__(
+        self, datasets: list[ClipDataset], config: ModelConfig, window: int | None = None
+    ) -> None:
         self.datasets = datasets
         self.config = config
+        self.window = window
 
     def __len__(self) -> int:
         return len(self.datasets) * max(len(dataset) for dataset in self.datasets)
@@ -106,7 +115,24 @@ class ClipSamples:
         clip = sample["landmarks"][-dataset.needs.clip_frames :]
         mouth = mouth_share(lip_boxes(clip), self.config.picture_size, self.config.latent_size)
         wanted = ("frames", "reference", "latents", "reference_latents", "audio", "speed", "mask")
-        return {name: sample[name] for name in wanted if name in sample} | {"mouth": mouth}
+        item = {name: sample[name] for name in wanted if name in sample} | {"mouth": mouth}
+        if self.window is None:
+            return item
+        corner = self._corner(sample["boxes"].float().mean(0), drawn.seed)
+        cut = {n: cut_window(item[n], corner, self.window) for n in ("latents", "mouth")}
+        return item | cut | {"corner": corner}
+
+    def _corner(self, face: Tensor, seed: int) -> Tensor:
+        """Where the window begins (y, x): around the middle of the face box, at random."""
+        assert self.window is not None
+        rng = np.random.default_rng(derive_seed(seed, "window"))
+        middle = (
+            np.array([face[1] + face[3], face[0] + face[2]]) / 2 / self.config.autoencoder.factor
+        )
+        start = np.rint(middle - self.window / 2) + rng.integers(-WANDER, WANDER + 1, 2)
+        return torch.from_numpy(
+            start.clip(0, self.config.latent_size - self.window).astype(np.int64)
+        )
 
 
 def lip_boxes(landmarks: Tensor) -> Tensor:
@@ -118,13 +144,19 @@ def lip_boxes(landmarks: Tensor) -> Tensor:
 
 
 def open_datasets(
-    paths: Iterable[str], stage: Stage, config: ModelConfig, split: Split, inits: list[Path]
+    paths: Iterable[str],
+    stage: Stage,
+    config: ModelConfig,
+    split: Split,
+    inits: list[Path],
+    window: int | None = None,
 ) -> ClipSamples | None:
     """The datasets at `paths`, with features and latents by the encoders that `inits` end with.
 
-    None where none of them holds a clip of this split.
+    None where none of them holds a clip of this split. With a window every dataset must have
+    latents: pictures are not cut.
 
-    Raises: EmoError when a stage with sound finds no sound features.
+    Raises: EmoError when a stage with sound finds no sound features, or a window no latents.
     """
     clip = stage.clip_frames > 1
     datasets = []
@@ -138,6 +170,11 @@ def open_datasets(
                 f"{path} has no sound features of this model's encoder",
                 f"Run `emo train prepare --out {path} --audio-model MODEL`.",
             )
+        if window is not None and latents is None:
+            raise EmoError(
+                f"{path} has no latents of this model's autoencoder, which --window cuts",
+                f"Run `emo train prepare --out {path} --latents MODEL`.",
+            )
         needs = Needs(
             motion_frames=stage.motion_frames,
             clip_frames=stage.clip_frames,
@@ -149,7 +186,7 @@ def open_datasets(
             pictures=latents is None,
         )
         datasets.append(ClipDataset(path, split=split, needs=needs))
-    return ClipSamples(datasets, config) if datasets else None
+    return ClipSamples(datasets, config, window) if datasets else None
 
 
 def _last_with(part: str, inits: list[Path]) -> Path:

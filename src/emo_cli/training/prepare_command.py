@@ -64,6 +64,7 @@ def prepare_command(
     device: Annotated[
         str, typer.Option(help="Of those networks: auto, cpu, cuda or mps.")
     ] = "auto",
+    precision: Annotated[str, typer.Option(help="Of the latents: no or bf16.")] = "no",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
     ] = False,
@@ -76,6 +77,8 @@ def prepare_command(
         raise EmoError(f"--size {size} will not do", "Use 512 or 256.", exit_code=2)
     if not (raw or stills or audio_model or latents):
         raise EmoError("there is nothing to prepare", "Name folders of videos.", exit_code=2)
+    if precision not in ("no", "bf16"):
+        raise EmoError(f"'{precision}' is no precision here", "Use no or bf16.", exit_code=2)
     if bool(stills) != bool(drivers):
         raise EmoError("--stills and --drivers go together", "Give both, or none.", exit_code=2)
     options = PrepareOptions(
@@ -105,7 +108,7 @@ def prepare_command(
         _prepare(options)
     if puppets is not None:
         _prepare_puppets(puppets, workers)
-    _precompute(out, audio_model, latents, device)
+    _precompute(out, audio_model, latents, device, bf16=precision == "bf16")
     typer.echo(out)
 
 
@@ -161,7 +164,9 @@ def _prepare_puppets(puppets: Puppets, workers: int) -> None:
     note(f"{written} new puppet clips")
 
 
-def _precompute(out: Path, audio_model: str | None, latents: str | None, device: str) -> None:
+def _precompute(
+    out: Path, audio_model: str | None, latents: str | None, device: str, *, bf16: bool
+) -> None:
     if audio_model is None and latents is None:
         return
     from emo_cli.console import note
@@ -172,7 +177,7 @@ def _precompute(out: Path, audio_model: str | None, latents: str | None, device:
     if audio_model is not None:
         note(f"sound features: {precompute.add_sound_features(out, audio_model, note, on)}")
     if latents is not None:
-        note(f"latents: {precompute.add_latents(out, latents, note, on)}")
+        note(f"latents: {precompute.add_latents(out, latents, note, on, bf16=bf16)}")
 
 
 def _print_reasons(reasons: dict[str, Any]) -> None:
