@@ -90,7 +90,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Figures of one set of videos; None where a figure cannot be had, with a note that says why."""
+    """Figures of one set of videos; None where one cannot be had, with a note that says why."""
 
     values: dict[str, float | None]  # by column
     notes: tuple[str, ...] = ()
