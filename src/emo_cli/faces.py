@@ -35,13 +35,15 @@ _stderr_lock = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """One face: its box, 478 landmarks [478, 3], the head's rotation [3, 3], upright = 1, and its
-    place [3] before MediaPipe's camera, in centimetres."""
+    """One face: its box, 478 landmarks [478, 3], the head's rotation [3, 3], upright = 1, its
+    place [3] before MediaPipe's camera, in centimetres, and, where the finder was asked for them,
+    MediaPipe's 52 blendshapes [52] in 0..1, in MediaPipe's order."""
 
     box: Box
     landmarks: np.ndarray
     rotation: np.ndarray
     place: np.ndarray = field(default_factory=lambda: np.zeros(3, np.float32))
+    blendshapes: np.ndarray | None = None
 
     @property
     def width(self) -> float:
@@ -64,15 +66,17 @@ class _Look:
 class FaceFinder:
     """A landmarker kept open for many pictures; use it with `with`, from one thread at a time.
 
+    `blendshapes` fills `Face.blendshapes`, by one more small network for each face.
     Raises: EmoError when MediaPipe cannot start on this machine.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, blendshapes: bool = False) -> None:
+        self._blendshapes = blendshapes
         self._landmarker: Any = None
 
     def __enter__(self) -> FaceFinder:
         with _quiet_stderr():
-            self._landmarker = _open_landmarker()
+            self._landmarker = _open_landmarker(self._blendshapes)
             # MediaPipe logs its last lines at the first detection.
             self._detect(np.zeros((64, 64, 3), np.uint8))
         return self
@@ -132,16 +136,17 @@ class FaceFinder:
         left = min(round((x0 - look.x) * scale), side - part.shape[1])
         top = min(round((y0 - look.y) * scale), side - part.shape[0])
         canvas[top : top + part.shape[0], left : left + part.shape[1]] = part
-        return [_face(points, pose, look) for points, pose in self._detect(canvas)]
+        return [_face(*found, look) for found in self._detect(canvas)]
 
-    def _detect(self, canvas: np.ndarray) -> list[tuple[Any, Any]]:
+    def _detect(self, canvas: np.ndarray) -> list[tuple[Any, Any, Any]]:
         import mediapipe
 
         result = self._landmarker.detect(
             mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=canvas)
         )
         poses = result.facial_transformation_matrixes
-        return list(zip(result.face_landmarks, poses, strict=True))
+        shapes = result.face_blendshapes or [None] * len(poses)
+        return list(zip(result.face_landmarks, poses, shapes, strict=True))
 
 
 def find_faces(picture: np.ndarray) -> list[Face]:
@@ -153,7 +158,7 @@ def find_faces(picture: np.ndarray) -> list[Face]:
         return finder.find(picture)
 
 
-def _open_landmarker() -> Any:
+def _open_landmarker(blendshapes: bool) -> Any:
     try:
         from mediapipe.tasks.python import BaseOptions, vision
 
@@ -164,6 +169,7 @@ def _open_landmarker() -> Any:
                 running_mode=vision.RunningMode.IMAGE,
                 num_faces=MAX_FACES,
                 output_facial_transformation_matrixes=True,
+                output_face_blendshapes=blendshapes,
             )
         )
     except FileNotFoundError as error:
@@ -179,7 +185,7 @@ def _open_landmarker() -> Any:
         ) from error
 
 
-def _face(points: Any, pose: Any, look: _Look) -> Face:
+def _face(points: Any, pose: Any, shapes: Any, look: _Look) -> Face:
     landmarks = np.array([(p.x, p.y, p.z) for p in points], np.float32) * look.side
     landmarks[:, :2] += (look.x, look.y)
     (x0, y0), (x1, y1) = landmarks[:, :2].min(0).tolist(), landmarks[:, :2].max(0).tolist()
@@ -191,6 +197,7 @@ def _face(points: Any, pose: Any, look: _Look) -> Face:
         landmarks=landmarks,
         rotation=(u @ vt).astype(np.float32),
         place=(Y_DOWN @ matrix[:3, 3]).astype(np.float32),
+        blendshapes=None if shapes is None else np.array([s.score for s in shapes], np.float32),
     )
 
 
