@@ -31,7 +31,7 @@ from emo_cli.training.prepare_video import Dropped, VideoTask, WantedSpan
 from emo_cli.training.raw_video import FPS, VIDEO_SUFFIXES, probe
 from emo_cli.training.samples import PackedSample
 from emo_cli.training.shards import ShardWriter, write_json
-from emo_cli.training.video_workers import Failed, Finished, MakeFinder, VideoWorkers
+from emo_cli.training.video_workers import Failed, Finished, MakeTool, VideoWorkers
 
 REPORT = "report.json"
 WHOLE = Span(start_s=0.0, stop_s=None, identity="")
@@ -76,7 +76,7 @@ class RawVideo:
 def prepare(
     options: PrepareOptions,
     *,
-    make_finder: MakeFinder = FaceFinder,
+    make_finder: MakeTool = FaceFinder,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Any]:
     """Prepare what is missing; returns the report, which also lies in the dataset's folder.

@@ -1,4 +1,4 @@
-"""Processes that prepare videos side by side; one that dies takes only its own video with it."""
+"""Processes that read videos side by side; one that dies takes only its own video with it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from emo_cli.errors import EmoError
-from emo_cli.training.prepare_video import Alive, Event, VideoTask, prepare_video
-from emo_cli.training.tracks import Finder
+from emo_cli.training.prepare_video import Alive, prepare_video
 
 SILENT_S = 900.0  # a worker that says nothing for so long hangs
 FRUITLESS_DEATHS = 5  # in a row: it is not the videos
-MakeFinder = Callable[[], AbstractContextManager[Finder]]
+# Both travel to the processes by name: functions at the top of a module, classes, or partials.
+MakeTool = Callable[[], AbstractContextManager[Any]]
+Work = Callable[[Any, Any, Callable[[], None]], Iterator[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +45,15 @@ class _Unable:
 class VideoWorkers:
     """Runs tasks in `num` processes, no more at a time than there are; use it with `with`.
 
-    Memory does not grow with the number of tasks: each is asked for when a worker is free.
+    `work(task, tool, beat)` yields a task's events; each process opens its own tool once; `beat`
+    says that a long task is alive. Memory does not grow with the number of tasks: each is asked
+    for when a worker is free.
     """
 
-    def __init__(self, num: int, make_finder: MakeFinder) -> None:
+    def __init__(self, num: int, make_tool: MakeTool, work: Work = prepare_video) -> None:
         self._num = num
-        self._make_finder = make_finder
+        self._make_tool = make_tool
+        self._work = work
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> VideoWorkers:
@@ -59,13 +63,13 @@ class VideoWorkers:
         for worker in self._workers:
             worker.stop()
 
-    def run(self, tasks: Iterator[VideoTask]) -> Iterator[tuple[VideoTask, Any]]:
+    def run(self, tasks: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         """Each task's events in their order, those of several tasks mixed; last `Finished`,
         or `Failed` when its worker has died or hangs.
 
         Raises: EmoError when workers cannot work at all.
         """
-        free = [_Worker(self._make_finder) for _ in range(self._num)]
+        free = [_Worker(self._make_tool, self._work) for _ in range(self._num)]
         self._workers = list(free)
         deaths = 0
         for worker in free:
@@ -105,9 +109,10 @@ def _ready(busy: list[_Worker]) -> list[_Worker]:
 class _Worker:
     """One process, started anew when it has died."""
 
-    def __init__(self, make_finder: MakeFinder) -> None:
-        self._make_finder = make_finder
-        self.task: VideoTask | None = None
+    def __init__(self, make_tool: MakeTool, work: Work) -> None:
+        self._make_tool = make_tool
+        self._work = work
+        self.task: Any = None
         self.dead = self.hangs = False
         self._start()
 
@@ -116,14 +121,14 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(
-            target=_work, args=(theirs, self._make_finder), daemon=True, name="emo-prepare"
+            target=_serve, args=(theirs, self._make_tool, self._work), daemon=True, name="emo-video"
         )
         self.process.start()
         theirs.close()
         self.dead = self.hangs = False
         self.heard = time.monotonic()
 
-    def give(self, task: VideoTask | None) -> None:
+    def give(self, task: Any) -> None:
         """The next video; None: there is none."""
         if self.dead and task is not None:
             self._start()
@@ -132,7 +137,7 @@ class _Worker:
             with contextlib.suppress(BrokenPipeError):  # it died: `receive` will say so
                 self.connection.send(task)
 
-    def receive(self) -> Event | Failed | Finished | _Unable:
+    def receive(self) -> Any:
         """What the worker says next; `Failed` when it has died."""
         self.heard = time.monotonic()
         try:
@@ -158,23 +163,23 @@ def _how(exitcode: int | None) -> str:
     return f"exit status {exitcode}"
 
 
-def _work(connection: Connection, make_finder: MakeFinder) -> None:
+def _serve(connection: Connection, make_tool: MakeTool, work: Work) -> None:
     """The process: one task after the other, until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     with contextlib.suppress(EOFError, BrokenPipeError), contextlib.ExitStack() as stack:
         try:
-            finder = stack.enter_context(make_finder())
+            tool = stack.enter_context(make_tool())
         except EmoError as problem:
             connection.send(_Unable(message=problem.message, hint=problem.hint))
             return
         while True:
             task = connection.recv()
-            connection.send(_run(task, finder, connection))
+            connection.send(_run(task, tool, connection, work))
 
 
-def _run(task: VideoTask, finder: Finder, connection: Connection) -> Failed | Finished:
+def _run(task: Any, tool: Any, connection: Connection, work: Work) -> Failed | Finished:
     try:
-        for event in prepare_video(task, finder, lambda: connection.send(Alive())):
+        for event in work(task, tool, lambda: connection.send(Alive())):
             connection.send(event)
     except BrokenPipeError:
         raise
