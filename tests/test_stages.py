@@ -1,17 +1,22 @@
 """The three stages by their commands, one after the other, to a model that generates."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from small_models import SMALL_MINI, save_small
 
 from emo_cli import Engine, GenerateOptions, cli, config
 from emo_cli.files import sha256_of
-from emo_cli.model.load import model_digest
+from emo_cli.model.load import load_model, model_digest
 from emo_cli.training import precompute
+from emo_cli.training import stages as rows
+from emo_cli.training.preview import _stills
 from emo_cli.training.samples import Labels, pack_sample
 from emo_cli.training.shards import ShardWriter
 
@@ -69,10 +74,10 @@ def dataset(tmp_path_factory, encoders) -> Path:
     return folder
 
 
-def train(stage, out, dataset, *inits):
+def train(stage, out, dataset, *inits, options=()):
     named = [argument for folder in inits for argument in ("--init", str(folder))]
     command = ["train", stage, "--data", str(dataset), *named, "--out", str(out), *ONE_STEP]
-    assert cli.run(command) == 0
+    assert cli.run([*command, *options]) == 0
     return out / "model"
 
 
@@ -133,3 +138,46 @@ def test_the_same_command_again_changes_nothing(stages, dataset, encoders, small
     digest = model_digest(stages["image"])
     assert train("image", stages["image"].parent, dataset, encoders) == stages["image"]
     assert model_digest(stages["image"]) == digest
+
+
+def test_previews_show_reference_real_and_generated_frames(stages):
+    for stage in ("image", "video"):
+        sheet = np.asarray(Image.open(stages[stage].parent / "previews" / "step-000001.png"))
+        assert sheet.shape == (4 * 64, 9 * 64, 3)  # two clips; SMALL_MINI's pictures have 64 px
+        reference, below = sheet[:64, :64], sheet[64:128, :64]
+        assert reference.std() > 5 and below.std() == 0  # nothing lies under the reference
+        real, made = sheet[:64, 64:], sheet[64:128, 64:]
+        assert made.std() > 1 and not np.array_equal(real, made)
+
+
+def test_previews_change_nothing_that_is_learnt(stages, dataset, tmp_path, monkeypatch, small_mini):
+    often = dataclasses.replace(rows.MINI_STAGES["video"], evaluate_every=1)
+    monkeypatch.setitem(rows.MINI_STAGES, "video", often)
+    two = ("--steps", "2")
+    shown = train("video", tmp_path / "a", dataset, stages["image"], options=two)
+    blind = train("video", tmp_path / "b", dataset, stages["image"], options=(*two, "--no-preview"))
+    assert len(list((tmp_path / "a" / "previews").glob("*.png"))) == 2
+    assert not (tmp_path / "b" / "previews").exists()
+    assert model_digest(shown) == model_digest(blind)
+
+
+def test_a_preview_of_latents_alone_shows_what_the_decoder_makes_of_them(stages):
+    """As on a machine that got no pictures: the decoder's frames stand for the real ones."""
+    model = load_model(stages["video"])
+    latents = torch.randn(FRAMES, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    engine = Engine.of_model(model, device=torch.device("cpu"))
+    dataset = LatentsAlone(latents)
+    stills = _stills(engine, dataset, 0, [3, 19])
+    assert [still.shape for still in stills] == [(64, 64, 3)] * 2
+    assert np.array_equal(stills[1], engine.decode(latents[None, [19]], 1)[0])
+
+
+class LatentsAlone:
+    def __init__(self, latents):
+        self.latents = latents
+
+    def has_pictures(self, index):
+        return False
+
+    def all_latents(self, index):
+        return self.latents

@@ -93,6 +93,16 @@ class Engine:
         self.digest = model_digest(self.folder)
         self.note = _training_note(self.config, allow_untrained)
 
+    @classmethod
+    def of_model(cls, model: EmoModel, *, device: torch.device) -> Engine:
+        """An engine around a model in memory, fp32 on `device`, such as one that still trains."""
+        engine = cls.__new__(cls)
+        engine.device, engine.dtype = device, torch.float32
+        engine.folder, engine.digest, engine.note = Path(), "", ""
+        engine.model = model
+        model.autoencoder.to(device)
+        return engine
+
     @property
     def config(self) -> ModelConfig:
         return self.model.config
@@ -166,7 +176,7 @@ class Engine:
             started = time.perf_counter()
             with out_of_memory_hint():
                 latents = self._denoise_clip(video, planned, motion)
-                frames = self._decode(latents, planned.num_frames)
+                frames = self.decode(latents, planned.num_frames)
             motion = latents[:, -config.motion_frames :]
             yield Clip(
                 index=planned.index,
@@ -216,7 +226,7 @@ class Engine:
         return [x.expand(branches, -1, -1, -1, -1) for x in maps]
 
     @torch.inference_mode()
-    def _decode(self, latents: Tensor, num_frames: int) -> np.ndarray:
+    def decode(self, latents: Tensor, num_frames: int) -> np.ndarray:
         """Latents [1, F, C, H, W] -> uint8 [num_frames, S, S, 3]."""
         slice_size = CPU_DECODE_SLICE if self.device.type == "cpu" else None
         pictures = self.model.autoencoder.decode(

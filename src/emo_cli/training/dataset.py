@@ -124,8 +124,25 @@ class ClipDataset:
 
     def all_frames(self, index: int) -> Tensor:
         """All frames of a clip, uint8 [T, S, S, 3]."""
-        row = self._rows[index]
-        return self._pictures(row, list(range(self._clips.frames[row])))
+        return self.some_frames(index, list(range(self._clips.frames[self._rows[index]])))
+
+    def some_frames(self, index: int, wanted: list[int]) -> Tensor:
+        """Those frames of a clip, uint8 [n, S, S, 3]."""
+        return self._pictures(self._rows[index], wanted)
+
+    def has_pictures(self, index: int) -> bool:
+        """Whether a clip's frames can be decoded; a packed dataset may hold latents alone."""
+        return self._clips.has(self._rows[index], "mp4")
+
+    def all_features(self, index: int) -> Tensor:
+        """Sound features of all frames of a clip with sound, fp16 [T, L*D]."""
+        assert self._features is not None
+        return self._whole_side(self._features, index, "features")
+
+    def all_latents(self, index: int) -> Tensor:
+        """Latents of all frames of a clip, fp16 [T, C, h, w]."""
+        assert self._latents is not None
+        return self._whole_side(self._latents, index, "latents")
 
     def all_labels(self, index: int) -> Labels:
         """Labels of all frames of a clip, coordinates in pixels of `needs.size`."""
@@ -235,6 +252,11 @@ class ClipDataset:
             width = int(self._features.reader.about["width"])
             return torch.zeros(len(around), width, dtype=torch.float16)
         return self._side(self._features, row, "features", total, self._clips.name(row))[around]
+
+    def _whole_side(self, side: _Side, index: int, what: str) -> Tensor:
+        row = self._rows[index]
+        total = int(self._clips.frames[row])
+        return self._side(side, row, what, total, self._clips.name(row))
 
     def _side(self, side: _Side, row: int, what: str, total: int, name: str) -> Tensor:
         arrays = unpack_arrays(side.reader.read(side.rows[self._clips.keys[row]], "npz"), name)

@@ -48,6 +48,9 @@ def denoising_command(name: str) -> Callable[..., None]:
         ] = False,
         workers: Annotated[int, typer.Option(min=0, help="Processes that read samples.")] = 0,
         threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+        preview: Annotated[
+            bool, typer.Option(help="Draw held-out clips into OUT/previews when they are measured.")
+        ] = True,
     ) -> None:
         from emo_cli.training.stages import RunOptions, stage_row, with_options
 
@@ -66,7 +69,7 @@ def denoising_command(name: str) -> Callable[..., None]:
             workers=workers,
             threads=threads,
         )
-        typer.echo(_run(stage, options, model, data, init, window))
+        typer.echo(_run(stage, options, model, data, init, window, preview=preview))
 
     command.__name__ = name
     command.__doc__ = {
@@ -98,6 +101,8 @@ def _run(
     data: list[str],
     inits: list[Path],
     window: int | None,
+    *,
+    preview: bool,
 ) -> Path:
     import torch
     from accelerate import PartialState
@@ -133,4 +138,11 @@ def _run(
     }
     shown = PartialState(cpu=options.device == "cpu").is_main_process
     with step_progress(stage.name, stage.steps, shown=shown) as report:
-        return loop.train(task, stage, options, fingerprint=fingerprint, report=report)
+        return loop.train(
+            task,
+            stage,
+            options,
+            fingerprint=fingerprint,
+            report=report,
+            show=task.preview if preview and validation is not None else None,
+        )

@@ -27,6 +27,7 @@ from emo_cli.training.dataset import ClipDataset, Needs
 from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, cut_window, mouth_share
 from emo_cli.training.draws import Draw, derive_seed
 from emo_cli.training.precompute import features_name, latents_name
+from emo_cli.training.preview import contact_sheet
 from emo_cli.training.samples import Split
 from emo_cli.training.shard_reader import ShardReader
 from emo_cli.training.stages import STAGES, Stage
@@ -234,6 +235,13 @@ class DenoisingTask:
             sums["val_plain"] += losses["plain"].item() / len(starts)
             sums["val_mouth"] += losses["mouth"].item() / len(starts)
         return sums
+
+    def preview(self, module: nn.Module) -> np.ndarray:
+        """Held-out clips as the model shows them now, uint8 RGB [H, W, 3]."""
+        assert self.validation is not None
+        device = next(module.parameters()).device
+        hears = self.stage.clip_frames > 1
+        return contact_sheet(self.model, self.validation.datasets, hears=hears, device=device)
 
     def _validation_batch(self, start: int, count: int, device: torch.device) -> dict[str, Tensor]:
         assert self.validation is not None

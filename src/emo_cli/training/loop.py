@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from emo_cli.training.start import (
 
 Batch = dict[str, Tensor]
 Report = Callable[[int, dict[str, float]], None]  # steps done, what was measured
+Show = Callable[[nn.Module], np.ndarray]  # module with averaged weights -> uint8 RGB [H, W, 3]
 
 
 class Samples(Protocol):
@@ -77,6 +79,7 @@ class Run:
     ema: Ema
     checkpoints: Checkpoints
     log: RunLog
+    show: Show | None
     first_step: int
 
 
@@ -87,15 +90,17 @@ def train(
     *,
     fingerprint: dict[str, Any] | None = None,
     report: Report = lambda step, values: None,
+    show: Show | None = None,
 ) -> Path:
     """Train one stage, or go on where the same command stopped; returns the result's folder.
 
     `fingerprint` is whatever else must be equal to resume: data, preset, starting weights.
+    `show` draws a preview whenever held-out data is measured; it changes nothing that is learnt.
 
     Raises: EmoError on other options than the run began with, a loss that is not finite (the last
     good checkpoint stays), a full disk, a device that is not there.
     """
-    run = start_run(task, stage, options, fingerprint or {})
+    run = start_run(task, stage, options, fingerprint or {}, show)
     batches = load_batches(run)
     for step in range(run.first_step, stage.steps):
         losses = train_step(run, batches, step)
@@ -116,7 +121,13 @@ def train(
     return folder
 
 
-def start_run(task: Task, stage: Stage, options: RunOptions, fingerprint: dict[str, Any]) -> Run:
+def start_run(
+    task: Task,
+    stage: Stage,
+    options: RunOptions,
+    fingerprint: dict[str, Any],
+    show: Show | None = None,
+) -> Run:
     """Networks, optimizer and averages as the newest checkpoint, if there is one, has them."""
     # What is saved must have been seen to be finite.
     assert stage.checkpoint_every % stage.report_every == 0
@@ -147,6 +158,7 @@ def start_run(task: Task, stage: Stage, options: RunOptions, fingerprint: dict[s
         ema=ema,
         checkpoints=checkpoints,
         log=RunLog(options.out, first_step, accelerator.is_main_process),
+        show=show,
         first_step=first_step,
     )
 
@@ -193,17 +205,19 @@ def measure(run: Run, done: int) -> dict[str, float]:
         check_finite(values, done, run.checkpoints)
         values["lr"] = learning_rate(run.stage, done - 1)
     if is_due(done, run.stage.evaluate_every, run.stage.steps):
-        values |= evaluate(run)
+        values |= evaluate(run, done)
     return values
 
 
-def evaluate(run: Run) -> dict[str, float]:
-    """The task's measures, by the main process, with the averaged weights."""
+def evaluate(run: Run, done: int) -> dict[str, float]:
+    """The task's measures and preview, by the main process, with the averaged weights."""
     measures: dict[str, float] = {}
     if run.accelerator.is_main_process:
         run.bare.eval()
         with run.ema.applied(), torch.no_grad():
             measures = run.task.evaluate(run.bare)
+            if run.show is not None:
+                run.log.picture(done, run.show(run.bare))
         run.bare.train()
     run.accelerator.wait_for_everyone()
     return measures

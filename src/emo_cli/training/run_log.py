@@ -1,4 +1,4 @@
-"""What a run measured: `metrics.jsonl`, and TensorBoard's files where it is installed."""
+"""What a run measured: `metrics.jsonl`, previews, and TensorBoard's files where it is installed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 
-from emo_cli.files import write_atomically
+from emo_cli.files import move_into_place, write_atomically
 
 
 class RunLog:
@@ -55,6 +57,16 @@ class RunLog:
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
+
+    def picture(self, step: int, picture: np.ndarray) -> None:
+        """Keep a picture, uint8 RGB [H, W, 3], as RUN/previews/step-000100.png."""
+        file = self.path.parent / "previews" / f"step-{step:06d}.png"
+        file.parent.mkdir(exist_ok=True)
+        part = file.with_suffix(".part")
+        Image.fromarray(picture).save(part, format="png")
+        move_into_place(part, file)
+        if self.board is not None:
+            self.board.add_image("preview", picture, step, dataformats="HWC")
 
 
 def _forget_after(path: Path, step: int) -> None:
