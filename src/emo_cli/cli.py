@@ -14,6 +14,7 @@ from emo_cli import __version__, console
 from emo_cli.config import GenerateOptions
 from emo_cli.download import download_command
 from emo_cli.errors import EmoError
+from emo_cli.metrics.command import eval_command
 from emo_cli.training.commands import app as train_app
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("download")(download_command)
+app.command("eval")(eval_command)
 app.add_typer(train_app, name="train")
 
 

@@ -1,0 +1,277 @@
+"""From folders of videos to figures: read what is new, score every set, say what was left out."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emo_cli import __version__
+from emo_cli.errors import EmoError
+from emo_cli.faces import FaceFinder
+from emo_cli.metrics import decode
+from emo_cli.metrics.contract import FPS, Column, Metric, Score
+from emo_cli.metrics.features import (
+    Progress,
+    VideoSet,
+    cache_digests,
+    fill,
+    index_videos,
+)
+from emo_cli.metrics.pairing import VideoFolder, keep_common, missing_keys
+
+RESAMPLED = 0.01  # fps away from 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What is to be compared, and how."""
+
+    methods: tuple[VideoFolder, ...]
+    real: VideoFolder | None
+    portraits: Mapping[str, Path]  # by key; may be empty
+    cache: Path
+    workers: int
+    paired: bool = False  # only videos that all folders have
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetScore:
+    """All figures of one set of videos."""
+
+    videos: VideoSet
+    is_real: bool
+    num_frames: int
+    num_faceless: int | None
+    values: Mapping[str, float | None]
+    per_video: Mapping[str, Mapping[str, float]]
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.videos.folder.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The result of `emo eval`: what the tables, the JSON and the report are made of."""
+
+    metrics: tuple[Metric, ...]
+    methods: tuple[SetScore, ...]
+    real: SetScore | None
+    digests: Mapping[str, str]  # of extractors, with the way of decoding
+    missing: Mapping[str, Mapping[str, list[str]]]  # keys, by method, then by where they lack
+    notes: tuple[str, ...]
+    date: str
+
+    @property
+    def sets(self) -> tuple[SetScore, ...]:
+        return (*self.methods, self.real) if self.real else self.methods
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return tuple(column for metric in self.metrics for column in metric.columns)
+
+    @property
+    def num_skipped(self) -> int:
+        return sum(len(one.videos.skipped) for one in self.sets)
+
+    @property
+    def same_videos(self) -> bool:
+        """Whether all methods were scored on videos of the same names."""
+        keys = [{item.key for item in one.videos.items} for one in self.methods]
+        return all(other == keys[0] for other in keys)
+
+
+def evaluate(
+    options: EvalOptions,
+    *,
+    metrics: Sequence[Metric],
+    make_extractors: decode.MakeExtractors,
+    make_finder: decode.MakeFinder = FaceFinder,
+    progress: Progress = lambda what, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Evaluation:
+    """Score every method, and the real videos, by every metric.
+
+    Raises: EmoError when a network is not here (before any video is looked at), when a set has
+    no usable video, or when not one figure could be had.
+    """
+    digests = cache_digests(make_extractors())
+    sets = _index(options, digests, progress)
+    sets = fill(
+        sets,
+        make_extractors=make_extractors,
+        make_finder=make_finder,
+        workers=options.workers,
+        progress=progress,
+    )
+    for videos in sets:
+        _check_usable(videos)
+    say("scoring")
+    real = sets.pop() if options.real else None
+    result = Evaluation(
+        metrics=tuple(metrics),
+        methods=tuple(_score(videos, real, metrics, is_real=False) for videos in sets),
+        real=_score(real, None, metrics, is_real=True) if real else None,
+        digests=digests,
+        missing={videos.folder.name: _missing(videos.folder, options.real) for videos in sets},
+        notes=tuple(_notes([*sets, *([real] if real else [])], bool(options.portraits))),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    if all(value is None for one in result.methods for value in one.values.values()):
+        raise EmoError("; ".join(result.methods[0].notes), "Give more or longer videos.")
+    return result
+
+
+def _index(options: EvalOptions, digests: Mapping[str, str], progress: Progress) -> list[VideoSet]:
+    """The methods' sets in their order; last the real one, if there is one."""
+    folders = [*options.methods, *([options.real] if options.real else [])]
+    return [
+        index_videos(
+            folder,
+            portraits=options.portraits,
+            cache=options.cache,
+            digests=digests,
+            progress=progress,
+        )
+        for folder in (keep_common(folders) if options.paired else folders)
+    ]
+
+
+def _check_usable(videos: VideoSet) -> None:
+    if videos.items:
+        return
+    key, reason = next(iter(videos.skipped.items()))
+    raise EmoError(
+        f"no video in {videos.folder.folder} can be used; {key}: {reason}",
+        "Convert them to mp4, or name another folder.",
+    )
+
+
+def _score(
+    videos: VideoSet, real: VideoSet | None, metrics: Sequence[Metric], *, is_real: bool
+) -> SetScore:
+    values: dict[str, float | None] = {}
+    per_video: dict[str, Mapping[str, float]] = {}
+    notes: list[str] = []
+    for metric in metrics:
+        if metric.needs_real and is_real:
+            continue
+        score = _score_one(metric, videos, real)
+        values |= score.values
+        per_video |= score.per_video
+        notes += [line for line in score.notes if line not in notes]
+    frames, faceless = _count_frames(videos)
+    return SetScore(
+        videos=videos,
+        is_real=is_real,
+        num_frames=frames,
+        num_faceless=faceless,
+        values=values,
+        per_video=per_video,
+        notes=tuple(notes),
+    )
+
+
+def _score_one(metric: Metric, videos: VideoSet, real: VideoSet | None) -> Score:
+    """A metric that cannot be had says why and leaves its columns empty: others still can."""
+    others = real.features(metric.extractor) if real else None
+    try:
+        return metric.score(videos.features(metric.extractor), others)
+    except EmoError as problem:
+        empty: dict[str, float | None] = {column.key: None for column in metric.columns}
+        return Score(values=empty, notes=(f"{metric.name}: {problem.message}",))
+
+
+def _count_frames(videos: VideoSet) -> tuple[int, int | None]:
+    """Frames, and those without a face where faces were looked for."""
+    frames, faceless = 0, None
+    for item in videos.items:
+        entries = [videos.entry(item, name) for name in item.entries]
+        frames += entries[0].num_frames
+        found = [entry.num_faceless for entry in entries if entry.num_faceless is not None]
+        if found:
+            faceless = (faceless or 0) + found[0]
+    return frames, faceless
+
+
+def _missing(method: VideoFolder, real: VideoFolder | None) -> dict[str, list[str]]:
+    if real is None:
+        return {}
+    return {
+        "not among the real videos": missing_keys(real.videos, method.videos),
+        "not generated": missing_keys(method.videos, real.videos),
+    }
+
+
+def _notes(sets: Sequence[VideoSet], with_portraits: bool) -> Iterator[str]:
+    """What is to be known of the videos before their figures are believed."""
+    for videos in sets:
+        yield from _look(videos)
+        lone = [item.key for item in videos.items if item.info.portrait is None]
+        if with_portraits and lone:
+            names = ", ".join(lone[:3]) + (" ..." if lone[3:] else "")
+            yield f"{videos.folder.name}: {len(lone)} videos without a portrait, such as {names}"
+
+
+def _look(videos: VideoSet) -> list[str]:
+    name, infos = videos.folder.name, [item.info for item in videos.items]
+    lines = []
+    rates = sorted({round(i.fps, 3) for i in infos if abs(i.fps - FPS) > RESAMPLED})
+    if rates:
+        num = sum(abs(info.fps - FPS) > RESAMPLED for info in infos)
+        stated = ", ".join(f"{rate:g}" for rate in rates[:4]) + (" ..." if rates[4:] else "")
+        lines.append(f"{name}: {num} of {len(infos)} videos resampled to {FPS} fps from {stated}")
+    sizes = sorted({info.size for info in infos})
+    if len(sizes) > 1:
+        (w0, h0), (w1, h1) = sizes[0], sizes[-1]
+        lines.append(f"{name}: {len(sizes)} sizes, {w0}x{h0} to {w1}x{h1} px")
+    silent = sum(not info.has_sound for info in infos)
+    if silent:
+        lines.append(f"{name}: {silent} of {len(infos)} videos have no sound")
+    return lines
+
+
+def as_json(result: Evaluation) -> dict[str, Any]:
+    """The evaluation as plain values for one JSON object."""
+    return {
+        "format": 1,
+        "emo_version": __version__,
+        "date": result.date,
+        "protocol": {"decoding": decode.PROTOCOL, "faces": decode.FACES, "fps": FPS},
+        "extractors": dict(result.digests),
+        "metrics": {
+            metric.name: {
+                "extractor": metric.extractor,
+                "columns": {
+                    column.key: {
+                        "heading": column.heading,
+                        "better": column.better,
+                        "unit": column.unit,
+                    }
+                    for column in metric.columns
+                },
+            }
+            for metric in result.metrics
+        },
+        "methods": {one.name: _set_json(one) for one in result.methods},
+        "real": _set_json(result.real) if result.real else None,
+        "missing": {name: dict(keys) for name, keys in result.missing.items()},
+        "notes": list(result.notes),
+    }
+
+
+def _set_json(one: SetScore) -> dict[str, Any]:
+    return {
+        "folder": str(one.videos.folder.folder),
+        "videos": len(one.videos.items),
+        "frames": one.num_frames,
+        "frames_without_face": one.num_faceless,
+        "skipped": dict(one.videos.skipped),
+        "values": dict(one.values),
+        "per_video": {column: dict(values) for column, values in one.per_video.items()},
+        "notes": list(one.notes),
+    }

@@ -1,0 +1,129 @@
+"""Which metrics and extractors there are; each is imported when it is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from emo_cli.errors import EmoError
+from emo_cli.metrics.contract import Extractor, Metric
+
+
+def _fid() -> Metric:
+    from emo_cli.metrics.fid import FID
+
+    return FID
+
+
+def _fvd() -> Metric:
+    from emo_cli.metrics.fvd import FVD
+
+    return FVD
+
+
+def _efid() -> Metric:
+    from emo_cli.metrics.expression import EFID
+
+    return EFID
+
+
+def _sync() -> Metric:
+    from emo_cli.metrics.sync import SyncMetric
+
+    return SyncMetric()
+
+
+def _fsim() -> Metric:
+    from emo_cli.metrics.identity import FSim
+
+    return FSim()
+
+
+def _motion() -> Metric:
+    from emo_cli.metrics.motion import HeadMotion
+
+    return HeadMotion()
+
+
+def _region() -> Metric:
+    from emo_cli.metrics.region import FaceRegion
+
+    return FaceRegion()
+
+
+def _inception() -> Extractor:
+    from emo_cli.metrics.fid import InceptionExtractor
+
+    return InceptionExtractor()
+
+
+def _i3d() -> Extractor:
+    from emo_cli.metrics.fvd import I3DExtractor
+
+    return I3DExtractor()
+
+
+def _expression() -> Extractor:
+    from emo_cli.metrics.expression import ExpressionExtractor
+
+    return ExpressionExtractor()
+
+
+def _sync_features() -> Extractor:
+    from emo_cli.metrics.sync import SyncExtractor
+
+    return SyncExtractor()
+
+
+def _identity() -> Extractor:
+    from emo_cli.metrics.identity import IdentityExtractor
+
+    return IdentityExtractor()
+
+
+def _motion_features() -> Extractor:
+    from emo_cli.metrics.motion import MotionExtractor
+
+    return MotionExtractor()
+
+
+def _region_features() -> Extractor:
+    from emo_cli.metrics.region import RegionExtractor
+
+    return RegionExtractor()
+
+
+# In the order in which they are computed and shown; the names are those of --metrics.
+METRICS: dict[str, Callable[[], Metric]] = {
+    "fid": _fid,
+    "sync": _sync,
+    "fsim": _fsim,
+    "fvd": _fvd,
+    "efid": _efid,
+    "motion": _motion,
+    "region": _region,
+}
+EXTRACTORS: dict[str, Callable[[], Extractor]] = {
+    "inception": _inception,
+    "sync": _sync_features,
+    "identity": _identity,
+    "i3d": _i3d,
+    "expression": _expression,
+    "motion": _motion_features,
+    "region": _region_features,
+}
+
+
+def build_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
+    """The metrics of these names, in the order of the tables.
+
+    Raises: EmoError for a name that is not known.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise EmoError(f"no metric '{name}'", f"Metrics: {', '.join(METRICS)}.", exit_code=2)
+    return tuple(make() for name, make in METRICS.items() if name in names)
+
+
+def build_extractors(names: Sequence[str]) -> list[Extractor]:
+    """The extractors of these names; their networks are not loaded yet."""
+    return [EXTRACTORS[name]() for name in names]
