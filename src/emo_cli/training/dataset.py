@@ -30,6 +30,15 @@ from emo_cli.training.samples import (
     unpack_labels,
 )
 from emo_cli.training.shard_reader import ShardReader
+from emo_cli.training.variation import (
+    AS_IT_IS,
+    Variation,
+    another_frame,
+    draw_look,
+    frame_by_mouth,
+    vary_frames,
+    vary_labels,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +70,12 @@ class ClipDataset:
     long enough or has the sound that the stage needs.
     """
 
-    def __init__(self, path: str, *, split: Split, needs: Needs) -> None:
+    def __init__(
+        self, path: str, *, split: Split, needs: Needs, variation: Variation = AS_IT_IS
+    ) -> None:
+        assert not (variation.looks and needs.latents)  # latents are of pictures as they were
         self.needs = needs
+        self.variation = variation
         self._clips = ShardReader(str(path))
         self.size = int(self._clips.about["size"])
         self._check_size()
@@ -100,13 +113,21 @@ class ClipDataset:
         total = int(self._clips.frames[row])
         start = int(rng.integers(total - needs.num_frames + 1))
         chosen = np.arange(start, start + needs.num_frames)
-        reference = _another(rng, total, start, needs.num_frames)
+        reference = another_frame(rng, total, start, needs.num_frames)
         labels = self._labels(row)
+        if self.variation.references:
+            chosen_by_mouth = frame_by_mouth(labels, start, needs.num_frames, drawn.seed)
+            reference = reference if chosen_by_mouth is None else chosen_by_mouth
+        look = draw_look(derive_seed(drawn.seed, "look")) if self.variation.looks else None
+        if look is not None:
+            labels = vary_labels(labels, needs.size, look)
         sample = self._label_tensors(labels, chosen, reference)
         sample["has_sound"] = torch.tensor(self._clips.has(row, "flac"))
         wanted = [*chosen.tolist(), reference]
         if needs.pictures:
             pictures = self._pictures(row, wanted)
+            if look is not None:
+                pictures = torch.from_numpy(vary_frames(pictures.numpy(), look))
             sample["frames"], sample["reference"] = pictures[:-1], pictures[-1]
         if self._features is not None:
             sample["audio"] = self._audio(row, start, total)
@@ -284,12 +305,3 @@ def union_mask(boxes: np.ndarray, size: int) -> np.ndarray:
     inside_x = (centres >= x0 - grow_x) & (centres < x1 + grow_x)
     inside_y = (centres >= y0 - grow_y) & (centres < y1 + grow_y)
     return np.outer(inside_y, inside_x).astype(np.float32)
-
-
-def _another(rng: np.random.Generator, total: int, start: int, count: int) -> int:
-    """A frame outside the chosen ones; where there is none, any but the first chosen one."""
-    outside = total - count
-    if outside > 0:
-        index = int(rng.integers(outside))
-        return index if index < start else index + count
-    return (start + 1 + int(rng.integers(max(1, total - 1)))) % total

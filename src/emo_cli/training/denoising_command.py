@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +13,19 @@ from emo_cli.errors import EmoError
 
 if TYPE_CHECKING:
     from emo_cli.training.stages import RunOptions, Stage
+    from emo_cli.training.variation import Variation
 
 PRESETS = ("mini", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What a run learns from and starts from."""
+
+    data: list[str]
+    inits: list[Path]
+    window: int | None  # side of the square at the face, in latent pixels
+    variation: Variation
 
 
 def denoising_command(name: str) -> Callable[..., None]:
@@ -37,6 +49,20 @@ def denoising_command(name: str) -> Callable[..., None]:
             int | None,
             typer.Option(min=4, help="Train on squares of so many latent pixels at the face."),
         ] = None,
+        augment: Annotated[
+            bool,
+            typer.Option(
+                "--augment",
+                help="Vary mirror, light, colour and crop; reads pictures, not cached latents.",
+            ),
+        ] = False,
+        varied_references: Annotated[
+            bool,
+            typer.Option(
+                "--varied-references",
+                help="Reference frames whose mouth is shut, open and wide in equal shares.",
+            ),
+        ] = False,
         seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
         device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
         precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
@@ -53,6 +79,7 @@ def denoising_command(name: str) -> Callable[..., None]:
         ] = True,
     ) -> None:
         from emo_cli.training.stages import RunOptions, stage_row, with_options
+        from emo_cli.training.variation import Variation
 
         if model not in PRESETS:
             raise EmoError(f"'{model}' is no preset", "Use mini or full.", exit_code=2)
@@ -69,7 +96,15 @@ def denoising_command(name: str) -> Callable[..., None]:
             workers=workers,
             threads=threads,
         )
-        typer.echo(_run(stage, options, model, data, init, window, preview=preview))
+        if augment and window is not None:
+            raise EmoError(
+                "--augment varies pictures, --window cuts cached latents",
+                "Leave one of the two out.",
+                exit_code=2,
+            )
+        variation = Variation(looks=augment, references=varied_references)
+        sources = Sources(data=data, inits=init, window=window, variation=variation)
+        typer.echo(_run(stage, options, model, sources, preview=preview))
 
     command.__name__ = name
     command.__doc__ = {
@@ -98,9 +133,7 @@ def _run(
     stage: Stage,
     options: RunOptions,
     preset: str,
-    data: list[str],
-    inits: list[Path],
-    window: int | None,
+    sources: Sources,
     *,
     preview: bool,
 ) -> Path:
@@ -122,8 +155,9 @@ def _run(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     config = CONFIGS[preset]
+    data, inits, window = sources.data, sources.inits, sources.window
     network = starting_model(stage, preset, inits, options.seed)
-    samples = open_datasets(data, stage, config, "train", inits, window)
+    samples = open_datasets(data, stage, config, "train", inits, window, sources.variation)
     validation = open_datasets(data, stage, config, "val", inits)
     if samples is None:
         raise EmoError("the datasets hold no clip to train on", "Prepare more videos.")
@@ -135,6 +169,9 @@ def _run(
         "window": window,
         "data": [dataset.digest for dataset in samples.datasets],
         "init": [sha256_of(folder / SUMS) for folder in inits],
+        # None, as a run without them has it written down.
+        "augment": sources.variation.looks or None,
+        "varied_references": sources.variation.references or None,
     }
     shown = PartialState(cpu=options.device == "cpu").is_main_process
     with step_progress(stage.name, stage.steps, shown=shown) as report:

@@ -31,6 +31,7 @@ from emo_cli.training.preview import contact_sheet
 from emo_cli.training.samples import Split
 from emo_cli.training.shard_reader import ShardReader
 from emo_cli.training.stages import STAGES, Stage
+from emo_cli.training.variation import AS_IT_IS, Variation
 
 OUTER_LIPS = (61, 37, 0, 267, 291, 314, 17, 84)  # MediaPipe's points
 LIP_MARGIN = (0.15, 0.35)  # of the lips' width and height: an open jaw moves what is around them
@@ -151,6 +152,7 @@ def open_datasets(
     split: Split,
     inits: list[Path],
     window: int | None = None,
+    variation: Variation = AS_IT_IS,
 ) -> ClipSamples | None:
     """The datasets at `paths`, with features and latents by the encoders that `inits` end with.
 
@@ -165,7 +167,9 @@ def open_datasets(
         if split not in ShardReader(str(path)).splits:
             continue
         features = _prepared(path, features_name(_last_with("audio_encoder", inits)))
-        latents = _prepared(path, latents_name(_last_with("autoencoder", inits)))
+        latents = None
+        if not variation.looks:  # of which the cache holds none
+            latents = _prepared(path, latents_name(_last_with("autoencoder", inits)))
         if clip and features is None:
             raise EmoError(
                 f"{path} has no sound features of this model's encoder",
@@ -186,7 +190,7 @@ def open_datasets(
             latents=latents,
             pictures=latents is None,
         )
-        datasets.append(ClipDataset(path, split=split, needs=needs))
+        datasets.append(ClipDataset(path, split=split, needs=needs, variation=variation))
     return ClipSamples(datasets, config, window) if datasets else None
 
 
