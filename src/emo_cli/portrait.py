@@ -111,6 +111,20 @@ def parse_region(text: str) -> RegionName | Box:
     return (x0, y0, x1, y1)
 
 
+def region_box(
+    region: RegionName | Box, *, face_box: Box, crop: tuple[int, int, int, int], size: int
+) -> Box:
+    """What the mask of a portrait covers, in pixels of its crop of `size`; it may reach beyond.
+
+    `face_box` in pixels of the crop; `crop` and a region of four numbers in those of the source.
+    """
+    if region == "all":
+        return (0.0, 0.0, float(size), float(size))
+    if isinstance(region, str):
+        return _grow(face_box, *GROWTH[region])
+    return _in_crop(region, crop, size)
+
+
 def _choose(faces: list[Face], face: int | None, name: str, notes: list[str]) -> Face:
     if not faces:
         raise EmoError(
