@@ -42,7 +42,10 @@ def write_entry(path: Path, entry: Entry) -> None:
     counts = [entry.num_frames, -1 if entry.num_faceless is None else entry.num_faceless]
     arrays = {**entry.arrays, COUNTS: np.array(counts, np.int64)}
     stream = io.BytesIO()
-    np.savez(stream, **arrays)  # type: ignore[arg-type]  # names are no keywords of savez's
+    with zipfile.ZipFile(stream, "w") as file:  # as np.savez, which refuses some names
+        for name, array in arrays.items():
+            with file.open(f"{name}.npy", "w") as part:
+                np.lib.format.write_array(part, array, allow_pickle=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, stream.getvalue())
 

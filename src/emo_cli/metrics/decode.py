@@ -8,6 +8,8 @@ but for the sound: 230 MB an hour.
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -69,11 +71,11 @@ class Tools:
 def open_tools(
     make_extractors: MakeExtractors, make_finder: MakeFinder = FaceFinder
 ) -> Iterator[Tools]:
-    """Extractors and face finder of one worker; torch uses one thread, so that results do not
-    depend on the number of workers."""
-    import torch
-
-    torch.set_num_threads(1)
+    """Extractors and face finder of one worker process; torch gets one thread there, so that
+    results do not depend on the number of workers."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch, loaded by the first network, obeys it
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
     with contextlib.ExitStack() as stack:
         finder: list[Finder] = []
 
