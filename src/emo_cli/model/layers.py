@@ -69,12 +69,14 @@ def zero_(layer: nn.Module) -> None:
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, around a fault of it (2.13): on a CPU its backward pass crashes for channels_last
-    inputs that need no gradient, as those of temporal modules behind frozen layers."""
+    """torch's, around two faults of it on a CPU (2.13), both for channels_last inputs: its backward
+    pass crashes when they need no gradient, as behind frozen layers, and in bf16 it is slow."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and self.weight.requires_grad and not x.requires_grad:
             x = x.detach().requires_grad_()
+        if x.dtype == torch.bfloat16 and self.weight.dtype == torch.float32:  # autocast, as on CUDA
+            return super().forward(x.float()).to(x.dtype)
         return super().forward(x)
 
 
