@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from small_models import SMALL_MINI, save_small
 
 from emo_cli import Engine, GenerateOptions, cli, config
 from emo_cli.files import sha256_of
 from emo_cli.model.load import load_model, model_digest
-from emo_cli.training import precompute
+from emo_cli.training import pack, precompute
 from emo_cli.training import stages as rows
 from emo_cli.training.preview import _stills
 from emo_cli.training.samples import Labels, pack_sample
@@ -181,3 +182,54 @@ class LatentsAlone:
 
     def all_latents(self, index):
         return self.latents
+
+
+def test_pack_copies_finished_parts_and_names_every_stage(stages, encoders, tmp_path):
+    out = tmp_path / "packed"
+    assert cli.run(["train", "pack", str(encoders), str(stages["image"].parent),
+                    str(stages["video"].parent), "--out", str(out)]) == 0  # fmt: skip
+    assert model_digest(out) == model_digest(stages["video"])
+
+
+def test_pack_takes_a_stopped_runs_averages_from_its_newest_checkpoint(
+    stages, encoders, tmp_path, small_mini
+):
+    """The checkpoint of the last step holds what the finished run exported."""
+    run = Path(shutil.copytree(stages["video"].parent, tmp_path / "run"))
+    shutil.rmtree(run / "model")
+    out = tmp_path / "packed"
+    command = ["train", "pack", str(encoders), str(run), "--out", str(out), "--unfinished"]
+    assert cli.run(command) == 0
+    for part in ("backbone", "temporal", "reference_net"):
+        made, expected = (load_file(f / f"{part}.safetensors") for f in (out, stages["video"]))
+        assert made.keys() == expected.keys()
+        assert all(torch.equal(made[name], expected[name]) for name in made)
+    values = json.loads((out / "config.json").read_text())
+    assert values["untrained"] and values["trained_stages"][-1] == "video"
+
+
+def test_pack_names_what_no_source_holds(stages, encoders, tmp_path, capsys):
+    assert cli.run(["train", "pack", str(encoders), "--out", str(tmp_path / "a")]) == 1
+    assert "no source holds ReferenceNet" in capsys.readouterr().err
+    lacking = Path(shutil.copytree(stages["image"], tmp_path / "lacking"))
+    (lacking / "temporal.safetensors").unlink()
+    assert cli.run(["train", "pack", str(lacking), "--out", str(tmp_path / "b")]) == 1
+    assert "temporal.safetensors" in capsys.readouterr().err
+    assert cli.run(["train", "pack", str(stages["image"]), "--out", str(stages["image"])]) == 2
+    assert "is itself a source" in capsys.readouterr().err
+
+
+def test_pack_refuses_a_mini_that_is_too_large_to_ship(stages, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pack, "SHIPPED_BYTES", 1000)
+    named_mini = Path(shutil.copytree(stages["video"], tmp_path / "mini"))
+    config_file = named_mini / "config.json"
+    config_file.write_text(config_file.read_text().replace('"small-mini"', '"mini"'))
+    assert cli.run(["train", "pack", str(named_mini), "--out", str(tmp_path / "out")]) == 1
+    assert "too much to ship" in capsys.readouterr().err
+
+
+def test_a_stopped_run_of_an_encoder_is_to_be_finished_first(tmp_path, capsys):
+    (tmp_path / "run" / "checkpoints" / "step-00000020").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text('{"name": "autoencoder"}')
+    assert cli.run(["train", "pack", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 1
+    assert "is not finished" in capsys.readouterr().err

@@ -12,11 +12,13 @@ import typer
 from emo_cli.console import note
 from emo_cli.errors import EmoError
 from emo_cli.training.denoising_command import denoising_command, newborn_command
+from emo_cli.training.pack import pack_command
 from emo_cli.training.prepare_command import prepare_command
 
 app = typer.Typer(no_args_is_help=True, help="Train a model, or a part of one, on your own data.")
 app.command("prepare")(prepare_command)
 app.command("newborn")(newborn_command)
+app.command("pack")(pack_command)
 for _stage in ("image", "video", "speed"):
     app.command(_stage)(denoising_command(_stage))
 
