@@ -139,6 +139,54 @@ def audio(
         typer.echo(result / "audio_encoder.safetensors")
 
 
+@app.command()
+def sync(
+    data: Annotated[
+        list[str],
+        typer.Option(help="Datasets of `emo train prepare`; each is drawn equally often."),
+    ],
+    out: Annotated[Path, typer.Option(help="The run's folder; run again to resume.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the optimizer.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Parts of clips per step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order, disguises and noise.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="no or bf16.")] = "no",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+) -> None:
+    """Train SyncNet-mini, by which `emo eval` judges lip sync."""
+    import torch
+    from accelerate import PartialState
+
+    from emo_cli.config import MINI
+    from emo_cli.training import loop
+    from emo_cli.training.stages import STAGES, RunOptions, with_options
+    from emo_cli.training.sync_data import read_spoken_clips
+    from emo_cli.training.sync_stage import SyncTask
+
+    if precision not in ("no", "bf16"):
+        raise EmoError(f"'{precision}' is no precision", "Use no or bf16.", exit_code=2)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    stage = with_options(STAGES["sync"], steps=steps, batch=batch, lr=lr)
+    options = RunOptions(
+        out=out,
+        seed=seed,
+        device=device,
+        precision=precision,  # type: ignore[arg-type]
+        threads=threads,
+    )
+    process = PartialState(cpu=device == "cpu")  # one of several under `accelerate launch`
+    clips = read_spoken_clips(data, "train", MINI.picture_size, note)
+    held_out = read_spoken_clips(data, "val", MINI.picture_size, note)
+    task = SyncTask(clips, held_out, seed)
+    fingerprint = {"data": clips.digest}
+    with step_progress(stage.name, stage.steps, shown=process.is_main_process) as report:
+        result = loop.train(task, stage, options, fingerprint=fingerprint, report=report)
+    if process.is_main_process:
+        typer.echo(result / "syncnet_mini.safetensors")
+
+
 @contextlib.contextmanager
 def step_progress(
     name: str, steps: int, *, shown: bool

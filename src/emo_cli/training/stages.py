@@ -99,6 +99,27 @@ AUDIO = Stage(
     checkpoint_every=100,
 )
 
+SYNC = Stage(
+    name="sync",
+    trains=("*",),
+    freezes=(),
+    starts_from=(),
+    motion_frames=0,
+    clip_frames=40,
+    steps=1600,
+    batch=8,
+    lr=1e-3,
+    warmup_steps=50,
+    final_lr=0.01,
+    betas=(0.9, 0.98),
+    weight_decay=0.05,
+    gradient_norm=1.0,
+    ema_decay=0.99,
+    report_every=20,
+    evaluate_every=200,
+    checkpoint_every=100,
+)
+
 # EMO sec. 3.3 and 4.1: 48 pictures, then 4 clips of 4 + 12 frames, always at 1e-5.
 SPEED_LAYERS = ("*.attn_speed.*", "*.norm_speed.*", "backbone.speed_encoder.*")
 AUDIO_LAYERS = ("*.attn_audio.*", "*.norm_audio.*", "backbone.audio_projector.*")
@@ -142,7 +163,7 @@ SPEED = dataclasses.replace(
     steps=30_000,
 )
 
-STAGES = {stage.name: stage for stage in (AUTOENCODER, AUDIO, IMAGE, VIDEO, SPEED)}
+STAGES = {stage.name: stage for stage in (AUTOENCODER, AUDIO, SYNC, IMAGE, VIDEO, SPEED)}
 
 # A small model learns from scratch: larger steps, a decay to the end, a shorter average.
 FROM_SCRATCH: dict[str, Any] = {
