@@ -63,7 +63,7 @@ class InceptionReading:
         self._extractor = extractor
         self._num_seen = 0
         self._waiting: list[np.ndarray] = []
-        self._features: list[np.ndarray] = []
+        self._features = [np.zeros((0, 2048), np.float32)]
 
     def add(self, frames: Sequence[Frame]) -> None:
         for frame in frames:
@@ -76,8 +76,7 @@ class InceptionReading:
     def finish(self, sound: np.ndarray | None) -> dict[str, np.ndarray]:
         if self._waiting:
             self._run()
-        empty = np.zeros((0, 2048), np.float32)
-        return {POOL3: np.concatenate([empty, *self._features])}
+        return {POOL3: np.concatenate(self._features)}
 
     def _run(self) -> None:
         from emo_cli.metrics.inception import pool3_features
