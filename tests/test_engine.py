@@ -11,6 +11,8 @@ import torch
 from small_models import SMALL_FULL, save_small
 
 from emo_cli import Engine, GenerateOptions
+from emo_cli.denoiser import BackboneSteps
+from emo_cli.device import Offload
 from emo_cli.errors import EmoError
 from emo_cli.files import sha256_of
 from emo_cli.model.load import SUMS, load_model
@@ -134,6 +136,125 @@ def test_bf16_stays_near_fp32(small_model, portrait, sound, frames):
     engine = Engine(small_model, device="cpu", dtype="bf16")
     low = frames_of(engine, portrait, sound)
     assert np.abs(low.astype(float) - frames).mean() < 4
+
+
+# ----------------------------------------------------------- guidance interval, cache, offload
+
+
+def steps_of(engine, video, latents, count):
+    """The denoiser of a first clip, and noisy latents for so many branches."""
+    planned = next(iter(engine_plan(video)))
+    clip = engine.model.backbone.prepare_clip(*engine._conditions(video, planned, None))
+    return clip, latents.expand(count, *latents.shape[1:])
+
+
+def guided_video(engine, portrait, sound, folder, **changes):
+    changes = {"guidance": 3.0, "steps": 5} | changes
+    options = GenerateOptions(**(vars(FEW_STEPS) | changes))
+    return engine.prepare(portrait, sound, folder, options)
+
+
+@pytest.mark.parametrize(
+    "off",
+    [{"guidance_interval": (0, 999)}, {"guidance_rescale": 0.0}, {"cache_interval": 1}],
+    ids=lambda off: next(iter(off)),
+)
+def test_an_option_of_sampling_that_is_off_changes_no_bit(engine, portrait, sound, tmp_path, off):
+    first = next(engine.clips(guided_video(engine, portrait, sound, tmp_path)))
+    other = next(engine.clips(guided_video(engine, portrait, sound, tmp_path, **off)))
+    assert torch.equal(first.motion, other.motion)
+
+
+@pytest.mark.parametrize(
+    "on",
+    [{"guidance_interval": (300, 700)}, {"guidance_rescale": 0.7}, {"cache_interval": 2}],
+    ids=lambda on: next(iter(on)),
+)
+def test_an_option_of_sampling_that_is_on_changes_the_clip(engine, portrait, sound, tmp_path, on):
+    first = next(engine.clips(guided_video(engine, portrait, sound, tmp_path)))
+    other = next(engine.clips(guided_video(engine, portrait, sound, tmp_path, **on)))
+    assert not torch.equal(first.motion, other.motion) and other.motion.isfinite().all()
+
+
+@torch.inference_mode()
+def test_one_branch_of_a_guided_clip_is_the_unguided_clip(engine, portrait, sound, tmp_path):
+    guided = guided_video(engine, portrait, sound, tmp_path)
+    plain = guided_video(engine, portrait, sound, tmp_path, guidance=1.0)
+    latents, at = torch.randn(1, 12, 16, 8, 8), torch.tensor([500])
+    clip, _ = steps_of(engine, guided, latents, 2)
+    alone, _ = steps_of(engine, plain, latents, 1)
+    result = engine.model.backbone(latents, at, guided.state.first(), clip.first(12))
+    expected = engine.model.backbone(latents, at, plain.state, alone)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 5])
+@torch.inference_mode()
+def test_deep_features_of_the_same_step_give_the_same_prediction(
+    engine, portrait, sound, tmp_path, layers
+):
+    video = guided_video(engine, portrait, sound, tmp_path)
+    latents, at = torch.randn(1, 12, 16, 8, 8), torch.tensor([500, 500])
+    clip, both = steps_of(engine, video, latents, 2)
+    backbone = engine.model.backbone
+    whole = backbone(both, at, video.state, clip)
+    kept, deep = backbone.forward_keeping(both, at, video.state, clip, layers)
+    again = backbone.forward_reusing(both, at, video.state, clip, layers, deep)
+    assert torch.equal(whole, kept) and torch.equal(whole, again)
+
+
+def test_steps_between_run_no_deep_layer(engine, portrait, sound, tmp_path):
+    model, calls = engine.model, []
+    hooks = [
+        count_calls(model.backbone.mid_block, calls, "deep"),
+        count_calls(model.backbone.conv_out, calls, "step"),
+    ]
+    video = guided_video(engine, portrait, sound, tmp_path, cache_interval=2)
+    next(engine.clips(video))
+    assert calls.count("step") == 5 and calls.count("deep") == 3
+    for hook in hooks:
+        hook.remove()
+
+
+def test_low_vram_gives_the_same_video_and_holds_weights_back(small_model, portrait, sound, frames):
+    engine = Engine(small_model, device="cpu", low_vram=True)
+    at_home = {name: p.data_ptr() for name, p in engine.model.named_parameters()}
+    made = frames_of(engine, portrait, sound)
+    assert np.abs(made.astype(int) - frames).max() <= 1  # decoded one by one
+    assert {name: p.data_ptr() for name, p in engine.model.named_parameters()} == at_home
+
+
+def test_a_part_lies_elsewhere_only_while_it_works(engine):
+    part = engine.model.reference_net
+    before = [p.data_ptr() for p in part.parameters()]
+    with Offload(torch.device("cpu")).at_work(part):
+        assert not set(before) & {p.data_ptr() for p in part.parameters()}
+    assert [p.data_ptr() for p in part.parameters()] == before
+
+
+def test_clips_decoded_behind_the_next_ones_start_are_the_same(
+    small_model, portrait, sound, frames, tmp_path
+):
+    engine = Engine(small_model, device="cpu")
+    engine.overlap = True  # as on CUDA
+    video = engine.prepare(portrait, sound, tmp_path, FEW_STEPS)
+    clips = list(engine.clips(video))
+    assert [clip.index for clip in clips] == [0, 1, 2]
+    assert np.array_equal(np.concatenate([clip.frames for clip in clips]), frames)
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_the_step_compiles_as_one_graph(engine, portrait, sound, tmp_path):
+    """Traced whole, without a break or a look at the host; what inductor makes of it is `gpu`'s."""
+    video = guided_video(engine, portrait, sound, tmp_path)
+    latents, at = torch.randn(1, 12, 16, 8, 8), torch.tensor([500, 500])
+    clip, both = steps_of(engine, video, latents, 2)
+    steps = BackboneSteps(engine.model.backbone, compiled=True, backend="eager", fullgraph=True)
+    expected = engine.model.backbone(both, at, video.state, clip)
+    assert torch.equal(steps.whole(both, at, video.state, clip), expected)
+    _, deep = steps.keeping(both, at, video.state, clip, 1)
+    assert torch.equal(steps.reusing(both, at, video.state, clip, 1, deep), expected)
 
 
 # ------------------------------------------------------------------ models that cannot be used

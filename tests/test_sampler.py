@@ -1,6 +1,7 @@
 """Noise, schedules, guidance and denoising of one clip."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from emo_cli.sampler import (
     clip_noise,
     denoise,
     guidance_branches,
+    guide,
+    plan_steps,
 )
 
 SHAPE = (1, 12, 4, 8, 8)
@@ -22,7 +25,7 @@ SHAPE = (1, 12, 4, 8, 8)
 def knows_the_answer(scheduler, answer, prediction):
     """A predictor that is always right: what it says follows from the clean latents."""
 
-    def predict(latents, timesteps):
+    def predict(latents, timesteps, reuse=False):
         alpha = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1, 1)
         noise = (latents - alpha.sqrt() * answer) / (1 - alpha).sqrt()
         if prediction == "epsilon":
@@ -98,7 +101,7 @@ def test_guidance_weights_sum_to_one_and_follow_the_formula(scales):
 def test_guidance_runs_its_branches_as_one_batch():
     scheduler, seen = build_scheduler(MINI.diffusion, "ddim", 2), []
 
-    def predict(latents, timesteps):
+    def predict(latents, timesteps, reuse=False):
         seen.append((latents.shape[0], timesteps.shape[0]))
         return latents * torch.tensor([1.0, 2.0]).view(2, 1, 1, 1, 1)
 
@@ -123,3 +126,81 @@ def test_frames_share_the_stated_part_of_unit_noise(shared):
     assert frames.var().item() == pytest.approx(1, abs=0.02)
     correlation = torch.corrcoef(frames)[0, 1:].mean().item()
     assert correlation == pytest.approx(shared, abs=0.02)
+
+
+# ------------------------------------------------------------ guidance interval, rescale, cache
+
+
+def test_a_plan_guides_inside_the_interval_only():
+    steps = plan_steps([999, 800, 500, 200, 100], guided=True, interval=(200, 800))
+    assert [step.guided for step in steps] == [False, True, True, True, False]
+    assert not any(step.guided for step in plan_steps([999, 500], guided=False, interval=(0, 999)))
+
+
+def test_a_plan_makes_deep_features_every_so_many_steps():
+    steps = plan_steps(list(range(70, 0, -10)), guided=False, cache_interval=3)
+    assert [step.reuse for step in steps] == [False, True, True, False, True, True, False]
+    assert not any(step.reuse for step in plan_steps([9, 5, 1], guided=True, cache_interval=1))
+
+
+def test_deep_features_are_made_anew_where_guidance_begins():
+    """One branch's features cannot serve two; two branches' can serve the first of them."""
+    steps = plan_steps(
+        [900, 700, 500, 300, 100], guided=True, interval=(200, 800), cache_interval=5
+    )
+    assert [(s.guided, s.reuse) for s in steps] == [
+        (False, False), (True, False), (True, True), (True, True), (False, True),
+    ]  # fmt: skip
+
+
+def test_outside_of_the_interval_one_branch_runs_and_decides_alone():
+    scheduler, seen = build_scheduler(MINI.diffusion, "ddim", 5), []
+
+    def predict(latents, timesteps, reuse):
+        seen.append((timesteps[0].item(), len(latents)))
+        return latents * torch.tensor([1.0, 2.0])[: len(latents)].view(-1, 1, 1, 1, 1)
+
+    branches, noise = guidance_branches(2.0, 2.0), torch.randn(SHAPE)
+    run = functools.partial(denoise, predict, noise, scheduler, branches, torch.float32)
+    result = run(guidance_interval=(300, 700))
+    assert seen == [(999, 1), (799, 1), (599, 2), (399, 2), (199, 1)]
+    seen.clear()
+    everywhere = run(guidance_interval=(0, 999))
+    assert {count for _, count in seen} == {2} and torch.equal(everywhere, run())
+    assert not torch.equal(result, everywhere)
+    nowhere = run(guidance_interval=(0, 0))
+    alone = denoise(predict, noise, scheduler, guidance_branches(1, 1), torch.float32)
+    assert torch.equal(nowhere, alone)
+
+
+def test_the_conditional_branch_stands_first_where_it_is_needed():
+    assert guidance_branches(3.0, 0.0, conditional=True) == (
+        Branch(True, True, 0.0), Branch(True, False, 3.0), Branch(False, False, -2.0),
+    )  # fmt: skip
+    for scales in [(1.0, 1.0), (3.0, 3.0), (2.0, 7.5), (0.0, 0.0)]:
+        branches = guidance_branches(*scales, conditional=True)
+        assert branches[0][:2] == (True, True)
+        assert sum(branch.weight for branch in branches) == pytest.approx(1)
+
+
+def test_rescaled_guidance_follows_lin_et_al():
+    outputs, weights = torch.randn(2, 3, 4, 8, 8), torch.tensor([7.0, -6.0])
+    plain = guide(outputs, weights)
+    torch.testing.assert_close(plain, outputs[1:] + 7 * (outputs[:1] - outputs[1:]))
+    whole = guide(outputs, weights, 1.0)
+    assert whole.std().item() == pytest.approx(outputs[0].std().item(), rel=1e-4)
+    torch.testing.assert_close(guide(outputs, weights, 0.7), 0.7 * whole + 0.3 * plain)
+    assert torch.equal(guide(outputs, weights, 0.0), plain)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++", "unipc"])
+def test_rescale_leaves_a_right_prediction_alone(solver):
+    """Where the branches agree there is nothing to rescale."""
+    scheduler = build_scheduler(MINI.diffusion, solver, 8)
+    answer = torch.randn(SHAPE)
+    predict = knows_the_answer(scheduler, answer, "v_prediction")
+    branches = guidance_branches(4.0, 4.0)
+    result = denoise(
+        predict, torch.randn(SHAPE), scheduler, branches, torch.float32, guidance_rescale=0.7
+    )
+    torch.testing.assert_close(result, answer, atol=2e-3, rtol=1e-3)

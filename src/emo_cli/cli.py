@@ -15,6 +15,7 @@ from emo_cli.config import GenerateOptions
 from emo_cli.download import download_command
 from emo_cli.errors import EmoError
 from emo_cli.metrics.command import eval_command
+from emo_cli.quality import check_options, parse_interval
 from emo_cli.training.commands import app as train_app
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ def generate(
     model: Annotated[
         str, typer.Option(help="'mini', which is built in, or a folder made by `emo train`.")
     ] = "mini",
+    quality: Annotated[
+        str | None,
+        typer.Option(help="paper, balanced or fast: steps, guidance, caching. [the model's own]"),
+    ] = DEFAULTS.quality,
     steps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Denoising steps. [the model's]")
     ] = DEFAULTS.steps,
@@ -105,6 +110,44 @@ def generate(
             min=0, help="Guidance of the sound alone. [as --guidance]", rich_help_panel=RARE
         ),
     ] = DEFAULTS.audio_guidance,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW,HIGH",
+            help="Guide only at these timesteps, of 0 (picture) to 999 (noise). [all]",
+            rich_help_panel=RARE,
+        ),
+    ] = None,
+    guidance_rescale: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Against overexposure by guidance. [0: off]", rich_help_panel=RARE
+        ),
+    ] = DEFAULTS.guidance_rescale,
+    cache_interval: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Run the deep layers only every so many steps. [1: always]",
+            rich_help_panel=RARE,
+        ),
+    ] = DEFAULTS.cache_interval,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the denoising step: minutes at first, then faster, on a GPU.",
+            rich_help_panel=RARE,
+        ),
+    ] = False,
+    low_vram: Annotated[
+        bool,
+        typer.Option(
+            "--low-vram",
+            help="Weights stay in host memory while they do not work.",
+            rich_help_panel=RARE,
+        ),
+    ] = False,
     start: Annotated[
         float, typer.Option(min=0, help="Begin here, in seconds.", rich_help_panel=RARE)
     ] = DEFAULTS.start_s,
@@ -122,22 +165,25 @@ def generate(
     ] = False,
 ) -> None:
     """Make the portrait speak or sing the sound."""
-    if solver not in (None, "ddim", "dpm++", "unipc"):
-        raise EmoError(f"'{solver}' is no solver", "Use ddim, dpm++ or unipc.", exit_code=2)
     if duration is not None and duration <= 0:
         raise EmoError("--duration must be above 0", "Give seconds: --duration 4", exit_code=2)
     options = GenerateOptions(
         speed=speed,
+        quality=quality,  # type: ignore[arg-type]
         steps=steps,
         solver=solver,  # type: ignore[arg-type]
         guidance=guidance,
         audio_guidance=audio_guidance,
+        guidance_interval=parse_interval(guidance_interval),
+        guidance_rescale=guidance_rescale,
+        cache_interval=cache_interval,
         seed=seed,
         face_region=face_region,
         face=face,
         start_s=start,
         duration_s=duration,
     )
+    check_options(options)  # before anything is read or loaded
     outs = _outputs(portrait, audio, out)
     from emo_cli.generate import Request
     from emo_cli.video import check_output
@@ -156,7 +202,8 @@ def generate(
         )
         for sound, target in zip(audio, outs, strict=True)
     ]
-    _generate(requests, model=model, device=device, dtype=dtype, as_json=as_json)
+    how = {"device": device, "dtype": dtype, "compiled": compiled, "low_vram": low_vram}
+    _generate(requests, model=model, how=how, as_json=as_json)
 
 
 def _outputs(portrait: Path, audio: list[Path], out: Path | None) -> list[Path]:
@@ -181,15 +228,13 @@ def _outputs(portrait: Path, audio: list[Path], out: Path | None) -> list[Path]:
     return [out]
 
 
-def _generate(
-    requests: list[Request], *, model: str, device: str, dtype: str, as_json: bool
-) -> None:
+def _generate(requests: list[Request], *, model: str, how: dict[str, Any], as_json: bool) -> None:
     """All videos with one loaded engine; one that fails does not stop the others."""
     from emo_cli.engine import Engine
     from emo_cli.generate import JITTER_SPEED, make_video
 
     first = requests[0]
-    engine = Engine(model, device=device, dtype=dtype)
+    engine = Engine(model, **how)
     if engine.note:
         console.note(engine.note)
     if first.options.speed > JITTER_SPEED:

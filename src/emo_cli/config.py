@@ -17,6 +17,7 @@ from typing import Any, Literal
 from emo_cli.errors import EmoError
 
 Solver = Literal["ddim", "dpm++", "unipc"]
+Quality = Literal["paper", "balanced", "fast"]
 FORMAT = 1
 
 
@@ -284,10 +285,14 @@ class GenerateOptions:
     """What one video is made with; None means the model's own choice."""
 
     speed: float = 1.0  # degrees of head rotation per frame at 25 fps
+    quality: Quality | None = None  # a row of `quality.TABLE`, for all options below that are None
     steps: int | None = None
     solver: Solver | None = None
     guidance: float | None = None  # of reference and audio together; 1 costs one forward
     audio_guidance: float | None = None  # of audio alone; None: the same as `guidance`
+    guidance_interval: tuple[int, int] | None = None  # timesteps, lowest and highest guided ones
+    guidance_rescale: float | None = None  # 0 (off) to 1; Lin et al. 2023, sec. 3.4
+    cache_interval: int | None = None  # deep features are made every so many steps; 1: always
     seed: int = 0
     face_region: str = "box"  # box | wide | tall | all | X0,Y0,X1,Y1 in pixels of the portrait
     face: int | None = None  # which face, counted from 1, largest first

@@ -9,25 +9,28 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emo_cli.audio import AudioFeatures, Sound, decode_sound
 from emo_cli.clips import PlannedClip, count_clips, plan
 from emo_cli.conditions import constant_speed, windows
 from emo_cli.config import GenerateOptions, ModelConfig
+from emo_cli.denoiser import BackboneSteps, ClipDenoiser
+from emo_cli.device import Offload, choose_device, choose_dtype, out_of_memory_hint
 from emo_cli.errors import EmoError
+from emo_cli.frames import Clip, MadeClip, start_decoding
 from emo_cli.model.backbone import VideoState
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.load import load_model, model_digest, model_folder
 from emo_cli.portrait import Portrait, prepare_portrait
+from emo_cli.quality import Sampling, resolve
 from emo_cli.sampler import (
     Branch,
     build_scheduler,
@@ -37,19 +40,7 @@ from emo_cli.sampler import (
     guidance_branches,
 )
 
-CPU_DECODE_SLICE = 3  # larger tensors are mapped into memory anew at each call
 STAGES = ("image", "video", "speed")  # a model that speaks has gone through these
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """Some finished frames of a video."""
-
-    index: int
-    frames: np.ndarray  # uint8 RGB [F, S, S, 3]; fewer than F at the end of the sound
-    motion: Tensor  # [1, M, C, H, W] fp32: what the next clip starts from
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +54,7 @@ class Video:
     num_clips: int
     features: AudioFeatures
     state: VideoState
+    sampling: Sampling
     scheduler: Any
     branches: tuple[Branch, ...]
 
@@ -71,7 +63,9 @@ class Engine:
     """A loaded model that turns a portrait and a sound into clips.
 
     model: `mini`, or a folder made by `emo train`. device: `auto`, `cpu`, `cuda`, `cuda:N`,
-    `mps`. dtype: `auto` (bf16 on CUDA, else fp32), `fp32`, `bf16`, `fp16`.
+    `mps`. dtype: `auto` (bf16 on CUDA, else fp32), `fp32`, `bf16`, `fp16`. compiled: the
+    denoising step by torch.compile, equal to eager within rounding. low_vram: weights are on the
+    device only while they work, and frames are decoded one by one.
 
     Raises: EmoError for an absent or damaged model, a device that is not there, and for a model
     that has not gone through all stages, unless `allow_untrained`.
@@ -84,24 +78,53 @@ class Engine:
         device: str = "auto",
         dtype: str = "auto",
         allow_untrained: bool = False,
+        compiled: bool = False,
+        low_vram: bool = False,
     ) -> None:
-        self.device = choose_device(device)
-        self.dtype = choose_dtype(dtype, self.device)
+        to_device = choose_device(device)
+        numbers = choose_dtype(dtype, to_device)
         self.folder = model_folder(model)
         with out_of_memory_hint():
-            self.model: EmoModel = load_model(self.folder, device=self.device, dtype=self.dtype)
+            loaded = load_model(self.folder, device="cpu" if low_vram else to_device, dtype=numbers)
+        self._set_up(loaded, to_device, numbers, compiled=compiled, low_vram=low_vram)
         self.digest = model_digest(self.folder)
         self.note = _training_note(self.config, allow_untrained)
 
     @classmethod
-    def of_model(cls, model: EmoModel, *, device: torch.device) -> Engine:
-        """An engine around a model in memory, fp32 on `device`, such as one that still trains."""
+    def of_model(
+        cls,
+        model: EmoModel,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
+        low_vram: bool = False,
+    ) -> Engine:
+        """An engine around a model in memory, on `device`, such as one that still trains."""
         engine = cls.__new__(cls)
-        engine.device, engine.dtype = device, torch.float32
         engine.folder, engine.digest, engine.note = Path(), "", ""
-        engine.model = model
-        model.autoencoder.to(device)
+        if not low_vram:
+            model.autoencoder.to(device)
+        engine._set_up(model, device, dtype, compiled=compiled, low_vram=low_vram)
         return engine
+
+    def _set_up(
+        self,
+        model: EmoModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        compiled: bool,
+        low_vram: bool,
+    ) -> None:
+        self.model, self.device, self.dtype = model, device, dtype
+        self.compiled, self.low_vram = compiled, low_vram
+        self.steps = BackboneSteps(model.backbone, compiled=compiled)
+        self.overlap = device.type == "cuda"  # a clip is decoded and encoded while the next begins
+
+    def _at_work(self, part: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Inside `with` the part's weights are on the device."""
+        return Offload(self.device).at_work(part) if self.low_vram else contextlib.nullcontext()
 
     @property
     def config(self) -> ModelConfig:
@@ -131,13 +154,13 @@ class Engine:
 
     def prepare_video(self, portrait: Portrait, sound: Sound, options: GenerateOptions) -> Video:
         """The part of `prepare` that needs the networks."""
-        config, diffusion = self.config, self.config.diffusion
-        guidance = diffusion.guidance if options.guidance is None else options.guidance
-        audio_guidance = guidance if options.audio_guidance is None else options.audio_guidance
-        branches = guidance_branches(guidance, audio_guidance)
-        scheduler = build_scheduler(
-            diffusion, options.solver or diffusion.solver, options.steps or diffusion.steps
+        config, sampling = self.config, resolve(options, self.config)
+        branches = guidance_branches(
+            sampling.guidance,
+            sampling.audio_guidance,
+            conditional=bool(sampling.guidance_interval or sampling.guidance_rescale),
         )
+        scheduler = build_scheduler(config.diffusion, sampling.solver, sampling.steps)
         num_frames = sound.num_frames(config.fps)
         with out_of_memory_hint():
             state = self._video_state(portrait, branches)
@@ -151,6 +174,7 @@ class Engine:
                 sound, self.model.audio_encoder, config=config.audio, fps=config.fps
             ),
             state=state,
+            sampling=sampling,
             scheduler=scheduler,
             branches=branches,
         )
@@ -158,53 +182,88 @@ class Engine:
     @torch.inference_mode()
     def _video_state(self, portrait: Portrait, branches: tuple[Branch, ...]) -> VideoState:
         """ReferenceNet on the portrait, its keys and values, the face feature: once per video."""
+        model = self.model
         picture = torch.from_numpy(portrait.picture).to(self.device).permute(2, 0, 1)[None]
-        latents = self.model.autoencoder.encode((picture.float() / 127.5 - 1).to(self.dtype))
-        features = self.model.reference_net.portrait_features(latents)
+        with self._at_work(model.autoencoder):
+            latents = model.autoencoder.encode((picture.float() / 127.5 - 1).to(self.dtype))
+        with self._at_work(model.reference_net):
+            features = model.reference_net.portrait_features(latents)
         # A branch without reference sees zero features and a zero latent: the null condition.
         on = torch.tensor([float(b.reference) for b in branches]).to(latents)
         features = [on[:, None, None] * x for x in features]
         mask = torch.from_numpy(portrait.mask).to(latents)[None, None]
-        return self.model.backbone.prepare_video(
-            features, mask.expand(len(branches), -1, -1, -1), on[:, None, None, None] * latents
-        )
+        with self._at_work(model.backbone):
+            return model.backbone.prepare_video(
+                features, mask.expand(len(branches), -1, -1, -1), on[:, None, None, None] * latents
+            )
 
     def clips(self, video: Video, first: int = 0, motion: Tensor | None = None) -> Iterator[Clip]:
         """The clips from number `first` on, given the motion latents that clip `first - 1` left."""
         config = self.config
+        last: MadeClip | None = None
+        finished = 0.0
         for planned in plan(video.num_frames, config.clip_frames, first):
             started = time.perf_counter()
             with out_of_memory_hint():
                 latents = self._denoise_clip(video, planned, motion)
-                frames = self.decode(latents, planned.num_frames)
-            motion = latents[:, -config.motion_frames :]
-            yield Clip(
-                index=planned.index,
-                frames=frames,
-                motion=motion.cpu(),
-                seconds=time.perf_counter() - started,
-            )
+                motion = latents[:, -config.motion_frames :]
+                frames = self._start_decoding(latents, planned.num_frames)
+            made = MadeClip(index=planned.index, frames=frames, motion=motion, started=started)
+            if last is not None:
+                yield last.finish(finished)
+                finished = time.perf_counter()
+            last = made
+            if not self.overlap:
+                yield last.finish(finished)
+                last, finished = None, time.perf_counter()
+        if last is not None:
+            yield last.finish(finished)
 
     @torch.inference_mode()
     def _denoise_clip(self, video: Video, planned: PlannedClip, motion: Tensor | None) -> Tensor:
         """Latents [1, F, C, H, W] of one clip: conditions once, then the denoising steps."""
-        config, backbone, branches = self.config, self.model.backbone, video.branches
+        config, sampling = self.config, video.sampling
         size, channels = config.latent_size, config.autoencoder.latent_channels
-        state = backbone.prepare_clip(
-            self._audio(video, planned),
-            self._motion_features(motion, len(branches)),
-            constant_speed(
-                video.options.speed, config.clip_frames, 2 * config.window + 1, self.device
-            ).expand(len(branches), -1, -1),
-        )
         noise = clip_noise(
             (1, config.clip_frames, channels, size, size),
             clip_generator(video.options.seed, planned.index),
             config.diffusion.shared_noise,
             torch.float32,
         ).to(self.device)
-        predict = partial(backbone, video=video.state, clip=state)
-        return denoise(predict, noise, video.scheduler, branches, self.dtype)
+        conditions = self._conditions(video, planned, motion)
+        with self._at_work(self.model.backbone):
+            predict = ClipDenoiser(
+                self.steps,
+                video.state,
+                self.model.backbone.prepare_clip(*conditions),
+                branches=len(video.branches),
+                frames=config.clip_frames,
+                layers=sampling.cache_layers if sampling.cache_interval > 1 else 0,
+            )
+            return denoise(
+                predict,
+                noise,
+                video.scheduler,
+                video.branches,
+                self.dtype,
+                guidance_interval=sampling.guidance_interval,
+                guidance_rescale=sampling.guidance_rescale,
+                cache_interval=sampling.cache_interval,
+            )
+
+    def _conditions(
+        self, video: Video, planned: PlannedClip, motion: Tensor | None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Sound, motion frames and speed of a clip, as `Backbone.prepare_clip` takes them."""
+        config, count = self.config, len(video.branches)
+        speed = constant_speed(
+            video.options.speed, config.clip_frames, 2 * config.window + 1, self.device
+        )
+        with self._at_work(self.model.audio_encoder):
+            audio = self._audio(video, planned)
+        with self._at_work(self.model.reference_net):
+            maps = self._motion_features(motion, count)
+        return audio, maps, speed.expand(count, -1, -1)
 
     def _audio(self, video: Video, planned: PlannedClip) -> Tensor:
         """Windows of audio features [G, F, 2m+1, L*D]; silence of features where audio is null."""
@@ -225,64 +284,17 @@ class Engine:
         maps = self.model.reference_net.motion_features(latents)
         return [x.expand(branches, -1, -1, -1, -1) for x in maps]
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor, num_frames: int) -> np.ndarray:
         """Latents [1, F, C, H, W] -> uint8 [num_frames, S, S, 3]."""
-        slice_size = CPU_DECODE_SLICE if self.device.type == "cpu" else None
-        pictures = self.model.autoencoder.decode(
-            latents[0, :num_frames].to(self.dtype), slice_size=slice_size
-        )
-        pixels = (pictures.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return self._start_decoding(latents, num_frames)()
 
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` takes CUDA, then MPS, then the CPU.
-
-    Raises: EmoError for a device that is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name == "cpu" and torch.backends.mps.is_available():
-            name = "mps"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise EmoError(f"'{name}' is no device", "--device takes auto, cpu, cuda, cuda:N or mps.",
-                       exit_code=2) from error  # fmt: skip
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(device.type, False):
-        raise EmoError(
-            f"there is no {name} on this machine",
-            "Use --device cpu, or install a torch build for your GPU.",
-        )
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format; `auto`: bf16 on CUDA, else fp32."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
-        raise EmoError(f"'{name}' is no dtype", "--dtype takes auto, fp32, bf16 or fp16.",
-                       exit_code=2)  # fmt: skip
-    return DTYPES[name]
-
-
-@contextlib.contextmanager
-def out_of_memory_hint() -> Iterator[None]:
-    """Turns a full device memory into an EmoError that says what to lower."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise EmoError(
-            "the device is out of memory",
-            "Close other programs on it, use --dtype bf16, --guidance 1, or --device cpu.",
-        ) from error
+    def _start_decoding(self, latents: Tensor, num_frames: int) -> Callable[[], np.ndarray]:
+        with self._at_work(self.model.autoencoder):
+            return start_decoding(
+                self.model.autoencoder,
+                latents[0, :num_frames].to(self.dtype),
+                slice_size=1 if self.low_vram else None,
+            )
 
 
 def _training_note(config: ModelConfig, allow_untrained: bool) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from emo_cli import __version__, console
 from emo_cli.config import GenerateOptions
 from emo_cli.files import sha256_of
+from emo_cli.quality import resolve
 from emo_cli.video import VideoWriter, check_output, check_sound, provenance_tags
 from emo_cli.work_folder import WorkFolder
 
@@ -94,6 +95,9 @@ def _fingerprint(engine: Engine, request: Request) -> dict[str, Any]:
         "portrait": sha256_of(request.portrait) if request.portrait.is_file() else "",
         "audio": sha256_of(request.audio) if request.audio.is_file() else "",
         "options": dataclasses.asdict(request.options),
+        "sampling": dataclasses.asdict(resolve(request.options, engine.config)),
+        "compiled": engine.compiled,
+        "low_vram": engine.low_vram,
         "device": engine.device.type,
         "dtype": str(engine.dtype),
     }
@@ -103,12 +107,8 @@ def _report(
     engine: Engine, video: Video, request: Request, timings: dict[str, Any]
 ) -> dict[str, Any]:
     """What OUT.json says: how to make the same video again, and how long it took."""
-    config, options = engine.config, dataclasses.asdict(request.options)
-    scheduler = video.scheduler
-    options["steps"] = scheduler.num_inference_steps
-    options["solver"] = options["solver"] or config.diffusion.solver
-    if options["guidance"] is None:
-        options["guidance"] = config.diffusion.guidance
+    config = engine.config
+    options = dataclasses.asdict(request.options) | dataclasses.asdict(video.sampling)
     return {
         "video": str(request.out),
         "synthetic": True,
@@ -119,6 +119,8 @@ def _report(
         "options": options,
         "device": str(engine.device),
         "dtype": str(engine.dtype).removeprefix("torch."),
+        "compiled": engine.compiled,
+        "low_vram": engine.low_vram,
         "frames": video.num_frames,
         "fps": config.fps,
         "size": [config.picture_size, config.picture_size],

@@ -6,8 +6,7 @@ Shapes: G guidance branches, F frames, C latent channels, H W latent size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,18 +25,61 @@ class Branch(NamedTuple):
     weight: float
 
 
-def guidance_branches(reference: float, audio: float) -> tuple[Branch, ...]:
+class Step(NamedTuple):
+    """One step of a trajectory."""
+
+    timestep: int
+    guided: bool  # all branches run; else the first one alone, which has all conditions
+    reuse: bool  # of the deep features of an earlier step
+
+
+def guidance_branches(
+    reference: float, audio: float, *, conditional: bool = False
+) -> tuple[Branch, ...]:
     """Which forwards guidance needs; the weights sum to 1.
 
     out = o(0, 0) + reference * (o(r, 0) - o(0, 0)) + audio * (o(r, a) - o(r, 0)). Equal scales
-    need two forwards, 1 and 1 a single one.
+    need two forwards, 1 and 1 a single one. `conditional` keeps o(r, a) even at weight 0, first,
+    for steps outside of the guided interval and for rescaling.
     """
     branches = (
         Branch(True, True, audio),
         Branch(True, False, reference - audio),
         Branch(False, False, 1 - reference),
     )
-    return tuple(branch for branch in branches if branch.weight != 0)
+    return tuple(b for b in branches if b.weight != 0 or (conditional and b.audio))
+
+
+def plan_steps(
+    timesteps: list[int],
+    *,
+    guided: bool,
+    interval: tuple[int, int] | None = None,
+    cache_interval: int = 1,
+) -> list[Step]:
+    """What each step runs: guidance inside of `interval` (Kynkaanniemi et al. 2024), deep features
+    made every `cache_interval` steps (DeepCache, Ma et al. 2024) and where more branches begin."""
+    low, high = interval or (0, TRAIN_STEPS)
+    steps: list[Step] = []
+    made = -cache_interval  # the last step that made deep features
+    for index, timestep in enumerate(timesteps):
+        now = guided and low <= timestep <= high
+        reuse = index - made < cache_interval and (steps[made].guided or not now)
+        made = made if reuse else index
+        steps.append(Step(timestep, now, reuse))
+    return steps
+
+
+def guide(outputs: Tensor, weights: Tensor, rescale: float = 0.0) -> Tensor:
+    """Predictions [G, F, C, H, W] of all branches -> one, [1, F, C, H, W].
+
+    rescale: how much of the conditional prediction's std (of the first branch, over the clip) is
+    restored, 0 to 1 (Lin et al. 2023, eq. 15 and 16): strong guidance overexposes.
+    """
+    guided = (weights.view(-1, 1, 1, 1, 1) * outputs).sum(0, keepdim=True)
+    if rescale == 0:
+        return guided
+    return guided * (rescale * outputs[0].std() / guided.std() + (1 - rescale))
 
 
 def build_scheduler(config: DiffusionConfig, solver: Solver, steps: int) -> Any:
@@ -101,29 +143,45 @@ def clip_noise(
     return (shared**0.5 * common + (1 - shared) ** 0.5 * own).to(dtype)
 
 
+class Predictor(Protocol):
+    """Predicted noise, or v, of noisy latents [G, F, C, H, W] at timesteps [G]."""
+
+    def __call__(self, latents: Tensor, timesteps: Tensor, reuse: bool, /) -> Tensor:
+        """`reuse`: take the deep features that the last call without it made."""
+
+
 @torch.inference_mode()
 def denoise(
-    predict: Callable[[Tensor, Tensor], Tensor],
+    predict: Predictor,
     noise: Tensor,
     scheduler: Any,
     branches: tuple[Branch, ...],
     dtype: torch.dtype,
+    *,
+    guidance_interval: tuple[int, int] | None = None,
+    guidance_rescale: float = 0.0,
+    cache_interval: int = 1,
 ) -> Tensor:
     """Noise [1, F, C, H, W] -> latents of the same shape, in fp32.
 
-    `predict(latents [G, F, C, H, W], timesteps [G])` runs all guidance branches as one batch.
-    The steps never wait for the device.
+    All guidance branches run as one batch; outside of the interval the first one runs alone. The
+    steps never wait for the device.
     """
-    count = len(branches)
     scheduler.set_timesteps(scheduler.num_inference_steps)
-    steps = scheduler.timesteps.tolist()
+    steps = plan_steps(
+        scheduler.timesteps.tolist(),
+        guided=len(branches) > 1,
+        interval=guidance_interval,
+        cache_interval=cache_interval,
+    )
     timesteps = scheduler.timesteps.to(noise.device)
     weights = torch.tensor([branch.weight for branch in branches], device=noise.device)
     latents = noise.float()
     for index, step in enumerate(steps):
+        count = len(branches) if step.guided else 1
         inputs = latents.to(dtype).expand(count, *latents.shape[1:])
-        outputs = predict(inputs, timesteps[index].expand(count)).float()
-        if count > 1:
-            outputs = (weights.view(-1, 1, 1, 1, 1) * outputs).sum(0, keepdim=True)
-        latents = scheduler.step(outputs, step, latents).prev_sample
+        outputs = predict(inputs, timesteps[index].expand(count), step.reuse).float()
+        if step.guided:
+            outputs = guide(outputs, weights, guidance_rescale)
+        latents = scheduler.step(outputs, step.timestep, latents).prev_sample
     return latents

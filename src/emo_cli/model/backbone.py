@@ -9,7 +9,7 @@ H W latent size, N = H*W tokens, S picture size, A audio tokens.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +33,22 @@ class VideoState(NamedTuple):
     face: Tensor  # [B, C, H, W] added to the noisy latents
     portrait: Tensor | None  # [B, C, H, W] beside the noisy latents, where the model wants it
 
+    def first(self) -> VideoState:
+        """The first clip of the batch alone; views."""
+        portrait = None if self.portrait is None else self.portrait[:1]
+        return VideoState([(k[:1], v[:1]) for k, v in self.reference], self.face[:1], portrait)
+
 
 class ClipState(NamedTuple):
     """Kept for a clip."""
 
     audio: list[Folded]  # per spatial layer
     temporal: list[TemporalState]  # per temporal layer; empty: a picture, not a clip
+
+    def first(self, frames: int) -> ClipState:
+        """The first clip of the batch, of so many frames, alone; views."""
+        audio = [Folded(*(x[:frames] for x in folded)) for folded in self.audio]
+        return ClipState(audio, [state.first() for state in self.temporal])
 
 
 class Backbone(UNet):
@@ -61,6 +71,10 @@ class Backbone(UNet):
         self.speed_encoder = SpeedEncoder(config.speed, config.window)
         self.motion_frames = config.motion_frames
         self.concatenate_reference = unet.concatenate_reference
+        for place, spatial in enumerate(self.spatial_layers()):
+            spatial.place = place
+        for place, temporal in enumerate(self.temporal_layers()):
+            temporal.place = place
 
     def spatial_layers(self) -> list[BackboneTransformer]:
         """In the order of the walk."""
@@ -126,22 +140,53 @@ class Backbone(UNet):
         self, latents: Tensor, timesteps: Tensor, video: VideoState, clip: ClipState
     ) -> Tensor:
         """Noisy latents [B, F, C, H, W] at timesteps [B] -> predicted noise, or v, same shape."""
-        frames = latents.shape[1]
+        x, time = self._enter(latents, timesteps, video)
+        return self._leave(self.walk(x, time, self._visit(video, clip)), latents.shape[1])
+
+    def forward_keeping(
+        self, latents: Tensor, timesteps: Tensor, video: VideoState, clip: ClipState, layers: int
+    ) -> tuple[Tensor, Tensor]:
+        """`forward`, and the deep feature [B*F, C', H, W] for `forward_reusing`."""
+        x, time = self._enter(latents, timesteps, video)
+        x, deep = self.walk_keeping(x, time, self._visit(video, clip), layers=layers)
+        return self._leave(x, latents.shape[1]), deep
+
+    def forward_reusing(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        video: VideoState,
+        clip: ClipState,
+        layers: int,
+        deep: Tensor,
+    ) -> Tensor:
+        """`forward` with the deep feature of a neighbouring step; 1 <= `layers`, as kept."""
+        x, time = self._enter(latents, timesteps, video)
+        x = self.walk_reusing(x, time, self._visit(video, clip), deep, layers=layers)
+        return self._leave(x, latents.shape[1])
+
+    def _enter(
+        self, latents: Tensor, timesteps: Tensor, video: VideoState
+    ) -> tuple[Tensor, Tensor]:
+        """What the walk takes: maps [B*F, C', H, W] and time [B*F, T]."""
         x = latents + video.face[:, None]
         if video.portrait is not None:
             x = torch.cat([x, video.portrait[:, None].expand_as(latents)], 2)
         x = fold_frames(x).contiguous(memory_format=torch.channels_last)
-        time = self.time_embedding(timesteps).repeat_interleave(frames, 0)
+        return x, self.time_embedding(timesteps).repeat_interleave(latents.shape[1], 0)
 
-        reference, audio, temporal = iter(video.reference), iter(clip.audio), iter(clip.temporal)
-
+    def _visit(self, video: VideoState, clip: ClipState) -> Visit:
         def spatial(layer: nn.Module, x: Tensor) -> Tensor:
-            return layer(x, next(reference), next(audio))
+            place = cast(BackboneTransformer, layer).place
+            return layer(x, video.reference[place], clip.audio[place])
 
         def over_time(layer: nn.Module, x: Tensor) -> Tensor:
-            return layer(x, next(temporal)) if clip.temporal else x
+            place = cast(TemporalModule, layer).place
+            return layer(x, clip.temporal[place]) if clip.temporal else x
 
-        x = self.walk(x, time, Visit(spatial, over_time))
+        return Visit(spatial, over_time)
+
+    def _leave(self, x: Tensor, frames: int) -> Tensor:
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         return unfold_frames(x, frames)
 

@@ -105,6 +105,8 @@ class ReferenceTransformer(SpatialTransformer):
 class BackboneTransformer(SpatialTransformer):
     """Of the Backbone; `reference_pool` averages the reference map before its keys are made."""
 
+    place: int  # among the Backbone's spatial layers, in the order of the walk
+
     def __init__(self, width: int, groups: int, block: BackboneBlock, reference_pool: int) -> None:
         super().__init__(width, groups, block)
         self.reference_pool = reference_pool

@@ -37,6 +37,16 @@ class TemporalState(NamedTuple):
     speed_offset: Tensor  # [B, F, 1, S*h] scores of the time positions
     positions: Tensor  # [M+F, 1, C]
 
+    def first(self) -> TemporalState:
+        """The first clip of the batch alone; views."""
+        return TemporalState(
+            self.motion[:1],
+            tuple(x[:1] for x in self.projected),
+            Folded(*(x[:1] for x in self.speed)),
+            self.speed_offset[:1],
+            self.positions,
+        )
+
 
 class FrameAttention(Attention):
     """Self-attention over frames, projected in the spatial layout so that nothing is permuted."""
@@ -96,6 +106,8 @@ class TemporalBlock(nn.Module):
 
 class TemporalModule(nn.Module):
     """A temporal layer of the Backbone; the parameter names are AnimateDiff's in diffusers."""
+
+    place: int  # among the Backbone's temporal layers, in the order of the walk
 
     def __init__(
         self,

@@ -9,7 +9,8 @@ Shapes: B pictures (frames folded in), C channels, H W latent size, T time width
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple, cast
 
 import torch
@@ -133,19 +134,45 @@ class UNet(nn.Module):
 
     def walk(self, x: Tensor, time: Tensor | None, visit: Visit) -> Tensor:
         """x [B, C, H, W] and time [B, T] -> [B, widths[0], H, W]."""
+        return self.walk_keeping(x, time, visit, layers=0)[0]
+
+    def walk_keeping(
+        self, x: Tensor, time: Tensor | None, visit: Visit, *, layers: int
+    ) -> tuple[Tensor, Tensor]:
+        """The whole walk, and what went into its last `layers` layers: the deep feature."""
+        skips = list(self._down(x, time, visit))
+        x = self.mid_block(skips[-1], time, visit)
+        deep = self._up(x, skips[layers:], time, visit, behind=layers)
+        return self._up(deep, skips[:layers], time, visit), deep
+
+    def walk_reusing(
+        self, x: Tensor, time: Tensor | None, visit: Visit, deep: Tensor, *, layers: int
+    ) -> Tensor:
+        """The last `layers` layers alone and what they take from the way down (DeepCache)."""
+        skips = list(islice(self._down(x, time, visit), layers))
+        return self._up(deep, skips, time, visit)
+
+    def _down(self, x: Tensor, time: Tensor | None, visit: Visit) -> Iterator[Tensor]:
+        """What each step down leaves for the way up, made as it is asked for."""
         x = self.conv_in(x)
-        skips = [x]
+        yield x
         for block in self._blocks(self.down_blocks):
             for index in range(len(block)):
                 x = block.layer(index, x, time, visit)
-                skips.append(x)
+                yield x
             for down in getattr(block, "downsamplers", ()):
                 x = down(x)
-                skips.append(x)
-        x = self.mid_block(x, time, visit)
-        for block in self._blocks(self.up_blocks):
-            for index in range(len(block)):
-                x = block.layer(index, torch.cat([x, skips.pop()], 1), time, visit)
-            for up in getattr(block, "upsamplers", ()):
-                x = up(x)
+                yield x
+
+    def _up(
+        self, x: Tensor, skips: list[Tensor], time: Tensor | None, visit: Visit, behind: int = 0
+    ) -> Tensor:
+        """As many layers of the way up as there are skips, in front of the `behind` last ones."""
+        places = [(b, i) for b in self._blocks(self.up_blocks) for i in range(len(b))]
+        last = len(places) - behind
+        for block, index in places[last - len(skips) : last]:
+            x = block.layer(index, torch.cat([x, skips.pop()], 1), time, visit)
+            if index == len(block) - 1:
+                for up in getattr(block, "upsamplers", ()):
+                    x = up(x)
         return x
