@@ -27,6 +27,7 @@ WIDTHS = (24, 48, 48, 96, 96, 128)
 STRIDES = (2, 2, 1, 2, 1, 2)
 FRAME_WIDTH, HIDDEN, EMBEDDED = 128, 256, 128
 GROUPS = 8
+QUIETEST = 0.0  # recorded pauses lie above; the logarithm of digital silence is far below
 MEL_MEAN, MEL_STD = 8.0, 4.5  # of speech at the loudness that all is brought to
 
 
@@ -70,7 +71,7 @@ class SyncNetMini(nn.Module):
 
     def embed_sound(self, mel: Tensor) -> Tensor:
         """Log mel bands [B, P, K] -> windows [B, N, D] of length 1."""
-        bands = (mel - MEL_MEAN) / MEL_STD
+        bands = (mel.clamp(min=QUIETEST) - MEL_MEAN) / MEL_STD
         return functional.normalize(self.sound(bands.mT).mT.float(), dim=-1)
 
 
