@@ -149,9 +149,8 @@ def test_a_damaged_entry_is_made_again(videos: Path, tmp_path: Path) -> None:
 
 
 def test_an_entry_keeps_its_arrays_and_counts(tmp_path: Path) -> None:
-    parts = {"extractor": "x", "digest": "1", "video": "v"}
-    path = entry_path(tmp_path, portrait="", **parts)
-    assert path != entry_path(tmp_path, portrait="p", **parts)
+    path = entry_path(tmp_path, extractor="x", digest="1", contents=["video", "", ""])
+    assert path != entry_path(tmp_path, extractor="x", digest="1", contents=["video", "p", ""])
     arrays = {"file": np.arange(6.0).reshape(2, 3), "allow_pickle": np.array(3)}
     write_entry(path, Entry(arrays=arrays, num_frames=7, num_faceless=None))
     entry = read_entry(path)

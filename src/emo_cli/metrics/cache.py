@@ -1,7 +1,7 @@
 """Features on disk: one file for each video and extractor, there whole or not at all.
 
-A file is found by the contents of the video and of its portrait, the extractor's digest and the
-way of decoding; names and folders do not matter. So a run goes on where it was stopped, and a
+A file is found by the contents of the video, of its portrait and of the report that `emo generate`
+writes beside it, the extractor's digest and the way of decoding; names and folders do not matter. So a run goes on where it was stopped, and a
 reference set is read once for all methods ever compared with it.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +30,9 @@ class Entry:
     num_faceless: int | None  # None: no faces were looked for
 
 
-def entry_path(folder: Path, *, extractor: str, digest: str, video: str, portrait: str) -> Path:
-    """Where an entry lies; `digest` is the extractor's, `video` and `portrait` those of files."""
-    content = hashlib.sha256(f"{video} {portrait}".encode()).hexdigest()
+def entry_path(folder: Path, *, extractor: str, digest: str, contents: Sequence[str]) -> Path:
+    """Where an entry lies; `digest` is the extractor's, `contents` are those of the files read."""
+    content = hashlib.sha256(" ".join(contents).encode()).hexdigest()
     version = hashlib.sha256(digest.encode()).hexdigest()[:16]
     return folder / f"{extractor}-{version}" / content[:2] / f"{content[2:34]}.npz"
 

@@ -15,6 +15,7 @@ from emo_cli.metrics import decode
 from emo_cli.metrics.cache import Entry, entry_path, read_entry
 from emo_cli.metrics.contract import Extractor, VideoFeatures, VideoInfo
 from emo_cli.metrics.pairing import VideoFolder, portrait_of
+from emo_cli.output_file import report_path
 from emo_cli.training.raw_video import probe
 from emo_cli.training.video_workers import Failed, VideoWorkers
 
@@ -115,7 +116,12 @@ def _item(
     key: str, path: Path, portrait: Path | None, cache: Path, digests: Mapping[str, str]
 ) -> Item:
     found = probe(path)
-    video, picture = sha256_of(path), _sha256(portrait) if portrait else ""
+    report = report_path(path)
+    contents = [
+        sha256_of(path),
+        _sha256(portrait) if portrait else "",
+        sha256_of(report) if report.is_file() else "",
+    ]
     info = VideoInfo(
         path=path,
         fps=found.fps,
@@ -124,7 +130,7 @@ def _item(
         portrait=portrait,
     )
     entries = {
-        name: entry_path(cache, extractor=name, digest=digest, video=video, portrait=picture)
+        name: entry_path(cache, extractor=name, digest=digest, contents=contents)
         for name, digest in digests.items()
     }
     return Item(key=key, info=info, entries=entries)

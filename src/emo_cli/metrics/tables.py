@@ -51,7 +51,7 @@ def result_tables(result: Evaluation) -> list[ResultTable]:
 
 def heading(column: Column) -> str:
     """The column's name, its unit, and which way is better."""
-    unit = f" ({column.unit})" if column.unit else ""
+    unit = f", {column.unit}" if column.unit else ""
     return f"{column.heading}{unit}{ARROWS[column.better]}"
 
 
@@ -63,8 +63,8 @@ def figure(column: Column, value: float | None) -> str:
 def best_methods(result: Evaluation, column: Column) -> set[str]:
     """The methods that no other beats in this column; several when the digits shown are equal.
 
-    None where there is nothing to win: fewer than two values, no better direction, or methods
-    that were not scored on videos of the same names.
+    None where there is nothing to win: fewer than two values, all of them equal, no better
+    direction, or methods that were not scored on videos of the same names.
     """
     values = {
         one.name: round(value, column.digits)
@@ -82,7 +82,8 @@ def best_methods(result: Evaluation, column: Column) -> set[str]:
             return set()
         # Rounded again: 0.3 - 0.2 and 0.2 - 0.1 differ by an ulp.
         distance = {n: round(abs(value - target), column.digits) for n, value in values.items()}
-    return {name for name, value in distance.items() if value == min(distance.values())}
+    best = {name for name, value in distance.items() if value == min(distance.values())}
+    return set() if len(best) == len(values) else best
 
 
 def table_notes(result: Evaluation) -> list[str]:

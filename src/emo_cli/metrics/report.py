@@ -1,0 +1,66 @@
+"""`emo eval --report DIR`: one page that holds everything; opened, it asks the network nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import string
+from html import escape
+from pathlib import Path
+
+from emo_cli import __version__
+from emo_cli.errors import EmoError
+from emo_cli.files import write_atomically
+from emo_cli.metrics import decode, report_page
+from emo_cli.metrics.evaluate import Evaluation, as_json
+from emo_cli.metrics.report_clips import ranking_column, shown_clips
+
+TEMPLATE = Path(__file__).parent / "report_template.html"
+PAGE, FIGURES = "index.html", "eval.json"
+LIBRARIES = ("torch", "mediapipe", "av", "numpy", "pillow")
+
+
+def write_report(result: Evaluation, folder: Path, *, with_published: bool) -> Path:
+    """Writes the page and, beside it, the same figures as JSON; returns the page's path.
+
+    Raises: EmoError when the folder cannot be written.
+    """
+    page = render(result, with_published=with_published)
+    figures = json.dumps(as_json(result), indent=2, allow_nan=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / FIGURES, figures)
+        write_atomically(folder / PAGE, page)
+    except OSError as error:
+        raise EmoError(
+            f"cannot write the report to {folder}: {error.strerror or error}",
+            "Name another folder with --report.",
+        ) from error
+    return folder / PAGE
+
+
+def render(result: Evaluation, *, with_published: bool) -> str:
+    """The whole page as HTML."""
+    title = f"emo eval: {', '.join(one.name for one in result.methods)}"
+    body = [
+        report_page.head_section(result, title),
+        report_page.tables_section(result, with_published=with_published),
+        report_page.notes_section(result),
+        report_page.distributions_section(result),
+        report_page.clips_section(result, shown_clips(result), ranking_column(result)),
+        report_page.protocol_section(result, _about(result)),
+    ]
+    template = string.Template(TEMPLATE.read_text(encoding="utf-8"))
+    return template.substitute(title=escape(title), body="\n".join(part for part in body if part))
+
+
+def _about(result: Evaluation) -> dict[str, str]:
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
+    return {
+        "date": result.date,
+        "emo-cli": __version__,
+        "libraries": ", ".join([f"Python {platform.python_version()}", *versions]),
+        "decoding": decode.PROTOCOL,
+        "faces": decode.FACES,
+    }
