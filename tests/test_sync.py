@@ -1,6 +1,7 @@
 """Lip sync: what the networks hear and see, SyncNet's layout, the protocol, SyncNet-mini."""
 
 import math
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +17,16 @@ from emo_cli.files import sha256_of
 from emo_cli.metrics import sync, sync_audio, sync_crops, syncnet_mini
 from emo_cli.metrics.contract import Frame, VideoFeatures, VideoInfo
 from emo_cli.metrics.sync import SyncExtractor, SyncMetric, best_offset, offset_distances
-from emo_cli.metrics.sync_crops import EYES, MOUTH_HEIGHT, MOUTH_WIDTH, PLACES, STEADY
-from emo_cli.metrics.sync_streams import (
+from emo_cli.metrics.sync_crops import (
+    EYES,
+    MOUTH_HEIGHT,
+    MOUTH_WIDTH,
+    PLACES,
+    STEADY,
     FaceCrops,
-    MiniNetwork,
     MouthCrops,
-    PublishedNetwork,
-    SyncReading,
 )
+from emo_cli.metrics.sync_streams import MiniNetwork, PublishedNetwork, SyncReading
 from emo_cli.metrics.syncnet import SyncNet, load_syncnet
 from emo_cli.metrics.syncnet_mini import SyncNetMini, load_syncnet_mini
 from emo_cli.weights import LockEntry, load_manifest, write_lock
@@ -194,7 +197,7 @@ def test_a_face_crop_reaches_as_far_as_syncnet_pythons():
 def test_face_crops_follow_the_median_of_thirteen_frames(count, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "emo_cli.metrics.sync_streams.face_crop",
+        "emo_cli.metrics.sync_crops.face_crop",
         lambda picture, centre, half: asked.append((int(picture[0, 0, 0]), centre.real)),
     )
     rng = np.random.default_rng(0)
@@ -471,7 +474,15 @@ def test_the_metric_is_the_mean_over_videos_and_the_median_of_offsets():
 def test_the_network_is_named_in_headings_and_notes():
     assert all("SyncNet-mini" in column.heading for column in SyncMetric().columns)
     assert not any("mini" in column.heading for column in SyncMetric("SyncNet").columns)
-    assert "network: SyncNet-mini" in SyncMetric().score(made_set(Made()), None).notes
+    assert SyncMetric().score(made_set(Made()), None).notes[0].startswith("network: SyncNet-mini")
+    assert (SyncMetric().name, SyncMetric("SyncNet").name) == ("sync", "syncnet")
+    for network in ("SyncNet-mini", "SyncNet"):
+        assert SyncMetric(network).extractor == SyncExtractor(network).name
+
+
+def test_extractors_go_to_worker_processes():
+    sent = pickle.loads(pickle.dumps(SyncExtractor("SyncNet")))
+    assert (sent.name, sent.network, sent.wants_faces) == ("syncnet", "SyncNet", True)
 
 
 def test_figures_of_two_networks_are_never_mixed():

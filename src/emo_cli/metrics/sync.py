@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 NetworkName = Literal["SyncNet-mini", "SyncNet"]
 MINI: NetworkName = "SyncNet-mini"
 PUBLISHED: NetworkName = "SyncNet"
+NAMES = {MINI: "sync", PUBLISHED: "syncnet"}  # of metric and extractor
 PUBLISHED_WEIGHTS = "eval/syncnet.safetensors"
 
 PROTOCOL = 1  # features of another protocol are not used
@@ -82,11 +83,11 @@ def best_offset(distances: np.ndarray) -> Sync:
 class SyncExtractor:
     """Distances of mouth and sound, as `sync_streams.SyncReading.finish` gives them."""
 
-    name = "sync"
     wants_faces = True
 
     def __init__(self, network: NetworkName = MINI) -> None:
         self.network = network
+        self.name = NAMES[network]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -117,7 +118,7 @@ class SyncExtractor:
 
     def __getstate__(self) -> dict[str, Any]:
         """Worker processes load the network themselves."""
-        return {"network": self.network}
+        return {"network": self.network, "name": self.name}
 
 
 def _published_path() -> Path:
@@ -135,12 +136,11 @@ def _published_sha256() -> str:
 class SyncMetric:
     """Confidence, distance and offset: means over videos, and the median of the offsets."""
 
-    name = "sync"
-    extractor = "sync"
     needs_real = False
 
     def __init__(self, network: NetworkName = MINI) -> None:
         self.network = network
+        self.name = self.extractor = NAMES[network]
         digits = 3 if network == MINI else 2
         self.columns = (
             Column(key="confidence", heading=f"{network} confidence", digits=digits, better="high"),
@@ -174,7 +174,8 @@ class SyncMetric:
                 left_out[reason] += 1
             else:
                 found[video.key] = best_offset(arrays["distances"])
-        notes = [f"network: {self.network}", *_counts(left_out, frames, faceless)]
+        notes = [f"network: {self.network}; an offset above 0: the sound comes too early"]
+        notes += _counts(left_out, frames, faceless)
         per_video = {
             column.key: {key: float(getattr(sync, column.key)) for key, sync in found.items()}
             for column in self.columns

@@ -6,8 +6,14 @@ y1). Points of the plane are complex numbers, x + iy: times a complex number tur
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 from PIL import Image
+
+from emo_cli.metrics.contract import Frame
 
 MOUTH_HEIGHT, MOUTH_WIDTH = 64, 80
 EYES = MOUTH_WIDTH / 1.5  # pixels of a crop between the outer corners of the eyes
@@ -82,3 +88,80 @@ def face_crop(picture: np.ndarray, centre: complex, half_side: float) -> np.ndar
         Image.Resampling.BILINEAR,
     )
     return np.asarray(crop)
+
+
+class MouthCrops:
+    """Crops for SyncNet-mini; a frame without a face repeats the last one, or the first to come."""
+
+    def __init__(self) -> None:
+        self.faceless = 0
+        self._waiting = 0
+        self._last: np.ndarray | None = None
+
+    def add(self, frame: Frame) -> Iterator[np.ndarray]:
+        if frame.face is None:
+            self.faceless += 1
+            if self._last is None:
+                self._waiting += 1
+                return
+        else:
+            self._last = mouth_crop(frame.picture, frame.face.landmarks)
+        for _ in range(self._waiting + 1):
+            yield self._last
+        self._waiting = 0
+
+    def finish(self) -> Iterator[np.ndarray]:
+        yield from ()
+
+
+class _Seen(NamedTuple):
+    picture: np.ndarray
+    centre: complex
+    half_side: float
+
+
+class FaceCrops:
+    """Crops for SyncNet: centre and size are medians over 13 frames, fewer at the ends. A frame
+    without a face repeats the picture and the place of the one before, or of the first to come."""
+
+    def __init__(self) -> None:
+        self.faceless = 0
+        self._waiting = 0
+        self._seen: deque[_Seen] = deque(maxlen=SMOOTHED)
+        self._next = 0  # place in `_seen` of the next frame to cut
+
+    def add(self, frame: Frame) -> Iterator[np.ndarray]:
+        if frame.face is None:
+            self.faceless += 1
+            if not self._seen:
+                self._waiting += 1
+                return
+            seen = self._seen[-1]
+        else:
+            x0, y0, x1, y1 = frame.face.box
+            centre = (x0 + x1) / 2 + 1j * (y0 + y1) / 2
+            seen = _Seen(frame.picture, centre, max(x1 - x0, y1 - y0) / 2)
+        for _ in range(self._waiting + 1):
+            yield from self._take(seen)
+        self._waiting = 0
+
+    def finish(self) -> Iterator[np.ndarray]:
+        while self._next < len(self._seen):
+            if self._next > SMOOTHED // 2:
+                self._seen.popleft()
+                self._next -= 1
+            yield self._cut()
+
+    def _take(self, seen: _Seen) -> Iterator[np.ndarray]:
+        if len(self._seen) == SMOOTHED:
+            self._next -= 1  # the oldest goes
+        self._seen.append(seen)
+        if len(self._seen) - self._next > SMOOTHED // 2:
+            yield self._cut()
+
+    def _cut(self) -> np.ndarray:
+        centre = np.median([[s.centre.real, s.centre.imag] for s in self._seen], axis=0)
+        half_side = float(np.median([s.half_side for s in self._seen]))
+        picture = self._seen[self._next].picture
+        self._next += 1
+        return face_crop(picture, complex(*centre), half_side)
