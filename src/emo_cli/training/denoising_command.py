@@ -104,7 +104,7 @@ def denoising_command(name: str) -> Callable[..., None]:
             )
         variation = Variation(looks=augment, references=varied_references)
         sources = Sources(data=data, inits=init, window=window, variation=variation)
-        typer.echo(_run(stage, options, model, sources, preview=preview))
+        typer.echo(run_stage(stage, options, model, sources, preview=preview))
 
     command.__name__ = name
     command.__doc__ = {
@@ -129,14 +129,23 @@ def newborn_command(
     typer.echo(out)
 
 
-def _run(
+def run_stage(
     stage: Stage,
     options: RunOptions,
     preset: str,
     sources: Sources,
     *,
     preview: bool,
+    watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    guidance: float | None = None,
 ) -> Path:
+    """Train one stage as its command does; returns the model's folder.
+
+    `watch` is called after every step with the steps done and what was measured. `guidance` is
+    the teacher's in the stage `distill`; None: the preset's own.
+
+    Raises: EmoError as `loop.train` does, and for data or starting weights that will not do.
+    """
     import torch
     from accelerate import PartialState
 
@@ -151,6 +160,7 @@ def _run(
         open_datasets,
         starting_model,
     )
+    from emo_cli.training.distillation import DistillationTask
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -161,9 +171,9 @@ def _run(
     validation = open_datasets(data, stage, config, "val", inits)
     if samples is None:
         raise EmoError("the datasets hold no clip to train on", "Prepare more videos.")
-    task = DenoisingTask(
-        network, stage, loss_options(stage.name, preset), samples, validation, inits
-    )
+    parts = (network, stage, loss_options(stage.name, preset), samples, validation, inits)
+    distils = stage.name == "distill"
+    task = DistillationTask(*parts, guidance) if distils else DenoisingTask(*parts)
     fingerprint = {
         "preset": preset,
         "window": window,
@@ -172,9 +182,15 @@ def _run(
         # None, as a run without them has it written down.
         "augment": sources.variation.looks or None,
         "varied_references": sources.variation.references or None,
+        "guidance": task.module.guidance if isinstance(task, DistillationTask) else None,
     }
     shown = PartialState(cpu=options.device == "cpu").is_main_process
-    with step_progress(stage.name, stage.steps, shown=shown) as report:
+    with step_progress(stage.name, stage.steps, shown=shown) as progress:
+
+        def report(step: int, values: dict[str, float]) -> None:
+            progress(step, values)
+            watch(step, values)
+
         return loop.train(
             task,
             stage,

@@ -103,8 +103,8 @@ def pack_sample(
     return PackedSample(key=key, parts=parts, entry=entry)
 
 
-def encode_frames(frames: np.ndarray) -> bytes:
-    """uint8 RGB [T, S, S, 3] -> an mp4 of near lossless H.264."""
+def encode_frames(frames: np.ndarray, options: dict[str, Any] = H264) -> bytes:
+    """uint8 RGB [T, S, S, 3] -> an mp4 of H.264, near lossless unless ffmpeg's options say else."""
     import ffmpeg
 
     num_frames, height, width, _ = frames.shape
@@ -114,7 +114,7 @@ def encode_frames(frames: np.ndarray) -> bytes:
             "pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=FPS
         )
         process = FFmpegProcess(
-            ffmpeg.output(source["v:0"], file_url(path), vf=PICTURE_FILTER, **H264)
+            ffmpeg.output(source["v:0"], file_url(path), vf=PICTURE_FILTER, **options)
         )
         try:
             process.write(np.ascontiguousarray(frames).data.cast("B"))

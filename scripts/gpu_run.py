@@ -1,0 +1,312 @@
+"""Train on a rented GPU from what `pack_gpu_run.py` packed; needs no network there.
+
+    python scripts/gpu_run.py gpu_run.pack --out OUT --plan image:2 video:6 --minutes 9
+
+Unpacks into a dataset of latents, trains each stage of the plan for its share of the minutes (the
+number of steps is timed first, so that the rate's decay comes to its end), and puts into OUT, after
+every minute, files of at most 15 MiB:
+
+    ema-N.tar  averaged weights, fp16    raw-N.tar  the weights themselves    metrics.jsonl, preview
+
+At home: `tar xf` all ema-*.tar into RESULT, then `emo train pack mini-folder RESULT --out MODEL`.
+Python, PyTorch, NumPy, safetensors and OpenCV must be there, accelerate, transformers, typer, rich
+and fsspec too, unless the pack carries them (its --site).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+import tarfile
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+STARTED = time.monotonic()
+FILE_BYTES = 15 << 20
+WARM = 0.4  # of the trial's steps come before the clock
+SAVE_S = 60
+HELD_BACK = 0.9  # of the time is planned for steps: saving and measuring need the rest
+
+
+class OutOfTime(Exception):
+    """The minutes are over; the newest checkpoint is what counts."""
+
+
+def main() -> None:
+    options = parse()
+    folder = open_pack(options)
+    data = unpack(options, folder)
+    stop = STARTED + 60 * options.minutes
+    shares = [part.partition(":") for part in options.plan]
+    whole = sum(float(share) for _, _, share in shares)
+    init, spent = options.init, time.monotonic()
+    for name, _, share in shares:
+        until = min(stop, time.monotonic() + (stop - spent) * float(share) / whole)
+        init = train(options, name, data, init, until)
+    print(f"done after {time.monotonic() - STARTED:.0f} s", flush=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "gpu_run")
+    parser.add_argument("--init", type=Path, help="model folder to start from [the embedded one]")
+    parser.add_argument("--plan", nargs="+", default=["image:1", "video:3"])
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--window", type=int)
+    parser.add_argument("--variants", type=int, default=2, help="looks of each training clip")
+    parser.add_argument("--trial", type=int, default=40, help="steps to time")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def open_pack(options: argparse.Namespace) -> Path:
+    """Lay the pack's members out, and make Python see what it carries and this repository."""
+    folder = options.work / "pack"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(options.pack) as tar:
+        tar.extractall(folder, filter="data")
+    with tarfile.open(folder / "site.tar.xz") as tar:
+        tar.extractall(folder / "site", filter="data")
+    # At the end: what is installed here fits this machine better.
+    sys.path.append(str(folder / "site"))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+    from emo_cli.model.load import EMBEDDED
+
+    options.init = options.init or EMBEDDED
+    options.out.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def unpack(options: argparse.Namespace, folder: Path) -> Path:
+    """The pack as a dataset: labels, sound features, and latents of every look of every clip."""
+    from emo_cli.training.compact import unpack_clips
+    from emo_cli.training.precompute import features_name, latents_name
+    from emo_cli.training.samples import PackedSample, pack_arrays, pack_labels
+    from emo_cli.training.shards import ShardWriter
+
+    about = json.loads((folder / "about.json").read_text())
+    if about["features"] != features_name(options.init):
+        raise SystemExit(f"the pack has {about['features']}, --init {features_name(options.init)}")
+    entries, size, data = about["clips"], about["size"], options.work / "data"
+    shutil.rmtree(data, ignore_errors=True)  # half a dataset of another run
+    unpacked = unpack_clips((folder / "arrays.xz").read_bytes(), entries, size)
+    split_video(folder, entries)
+    looks = [(n, v) for n, e in enumerate(entries) for v in variants(e, options.variants)]
+    jobs = [(folder / f"{n}.mp4", entries[n], unpacked[n][1], size, v) for n, v in looks]
+    kinds = {"size": size, "fps": 25}
+    with (
+        ProcessPoolExecutor(max(1, options.workers)) as pool,
+        ShardWriter(data, kinds) as clips,
+        ShardWriter(data / about["features"], {"width": unpacked_width(unpacked)}) as sounds,
+        ShardWriter(data / latents_name(options.init), {}) as pictures,
+    ):
+        looked = pool.map(look_at, jobs)  # before the device is touched: processes are forked
+        encode = latents_maker(options)
+        for (n, variant), (frames, labels) in zip(looks, looked, strict=True):
+            entry = {name: entries[n][name] for name in ("identity", "split", "frames")}
+            key = f"{entries[n]['key']}-{variant}"
+            parts = {"npz": pack_labels(labels, size), "flac": b""}  # it has sound: its features
+            clips.add(PackedSample(key=key, parts=parts, entry=entry))
+            heard = pack_arrays(features=unpacked[n][0].astype("float16"))
+            sounds.add(PackedSample(key=key, parts={"npz": heard}, entry=entry))
+            seen = pack_arrays(latents=encode(frames))
+            pictures.add(PackedSample(key=key, parts={"npz": seen}, entry=entry))
+    say(f"{len(looks)} clips unpacked and encoded")
+    return data
+
+
+def variants(entry: dict[str, Any], count: int) -> range:
+    """Held-out clips are seen as they are."""
+    return range(count if entry["split"] == "train" else 1)
+
+
+def unpacked_width(unpacked: list[Any]) -> int:
+    return unpacked[0][0].shape[1]
+
+
+def split_video(folder: Path, entries: list[dict[str, Any]]) -> None:
+    with (folder / "video.bin").open("rb") as stream:
+        for number, entry in enumerate(entries):
+            (folder / f"{number}.mp4").write_bytes(stream.read(entry["bytes"]))
+
+
+def look_at(job: tuple[Path, dict[str, Any], Any, int, int]) -> tuple[Any, Any]:
+    """Frames and labels of one look of one clip; look 0 is the clip as it is."""
+    from emo_cli.training.compact import decode_video
+    from emo_cli.training.draws import derive_seed
+    from emo_cli.training.variation import draw_look, vary_frames, vary_labels
+
+    mp4, entry, labels, size, variant = job
+    frames = decode_video(mp4, entry)
+    if variant == 0:
+        return frames, labels
+    look = draw_look(derive_seed("variant", entry["key"], variant))
+    return vary_frames(frames, look), vary_labels(labels, size, look)
+
+
+def latents_maker(options: argparse.Namespace) -> Any:
+    """The frozen autoencoder's encoder: uint8 frames [T, S, S, 3] -> fp16 [T, C, h, w]."""
+    import torch
+
+    from emo_cli.config import read_model_config
+    from emo_cli.model.autoencoder import build_autoencoder
+    from emo_cli.model.load import load_part
+    from emo_cli.training.precompute import CPU_PICTURES, GPU_PICTURES
+
+    network = build_autoencoder(read_model_config(options.init / "config.json").autoencoder)
+    load_part(options.init, "autoencoder", network)
+    network.to(options.device).eval().requires_grad_(False)
+    at_once = CPU_PICTURES if options.device == "cpu" else GPU_PICTURES
+
+    @torch.inference_mode()
+    def encode(frames: Any) -> Any:
+        parts = torch.from_numpy(frames).permute(0, 3, 1, 2).split(at_once)
+        ready = (part.to(options.device).float() / 127.5 - 1 for part in parts)
+        return torch.cat([network.encode(part).half().cpu() for part in ready]).numpy()
+
+    return encode
+
+
+def train(options: argparse.Namespace, name: str, data: Path, init: Path, until: float) -> Path:
+    """One stage until `until`; returns the model's folder."""
+    from emo_cli.training.denoising_command import Sources, run_stage
+    from emo_cli.training.stages import RunOptions, stage_row, with_options
+    from emo_cli.training.variation import Variation
+
+    row = with_options(stage_row(name, "mini"), batch=options.batch, lr=options.lr)
+    sources = Sources(
+        data=[str(data)],
+        inits=[init],
+        window=options.window if name != "image" else None,
+        variation=Variation(references=True),
+    )
+
+    def run(stage: Any, out: Path, watch: Any, preview: bool) -> Path:
+        chosen = RunOptions(
+            out=out,
+            seed=options.seed,
+            device="cpu" if options.device == "cpu" else "auto",
+            precision=options.precision,
+            workers=options.workers,
+        )
+        return run_stage(stage, chosen, "mini", sources, preview=preview, watch=watch)
+
+    rate = time_steps(row, options.trial, options.work / f"{name}-trial", run)
+    steps = max(1, int(rate * HELD_BACK * (until - time.monotonic())))
+    every = row.report_every * max(1, round(rate * SAVE_S / row.report_every))
+    stage = dataclasses.replace(row, steps=steps, checkpoint_every=every, evaluate_every=2 * every)
+    say(f"{name}: {rate:.2f} steps a second, {steps} steps")
+    out = options.work / name
+    watch = Watch(options.out, out, name, every, steps, until)
+    try:
+        model = run(stage, out, watch, True)
+    except OutOfTime:
+        say(f"{name}: out of time")
+        return collect_last(options.out, out, name, init)
+    bring_home(options.out, out, name)
+    return model
+
+
+def time_steps(row: Any, count: int, out: Path, run: Any) -> float:
+    """Steps a second, once the machine is warm; what comes after the last one is not timed."""
+    times: dict[int, float] = {}
+
+    def watch(step: int, values: dict[str, float]) -> None:
+        times[step] = time.monotonic()
+
+    rare = 1000 * row.report_every
+    trial = dataclasses.replace(row, steps=count, evaluate_every=rare, checkpoint_every=rare)
+    shutil.rmtree(out, ignore_errors=True)
+    run(trial, out, watch, False)
+    shutil.rmtree(out, ignore_errors=True)
+    first, last = max(1, int(WARM * count)), count - 1
+    return (last - first) / (times[last] - times[first])
+
+
+@dataclasses.dataclass
+class Watch:
+    """Brings checkpoints home as they come, and stops a run whose time is over."""
+
+    home: Path
+    run: Path
+    name: str
+    every: int
+    steps: int
+    until: float
+
+    def __call__(self, step: int, values: dict[str, float]) -> None:
+        if step % self.every == 0:
+            bring_home(self.home, self.run, self.name)
+        if step < self.steps and time.monotonic() > self.until:
+            raise OutOfTime
+
+
+def bring_home(home: Path, run: Path, name: str) -> None:
+    """The newest checkpoint as fp16, averaged and as it is, and what was measured."""
+    from emo_cli.config import MINI
+    from emo_cli.training.pack import write_checkpoint
+
+    checkpoint = max((run / "checkpoints").glob("step-" + "[0-9]" * 8))
+    for kind, averaged in (("ema", True), ("raw", False)):
+        folder = run / kind
+        write_checkpoint(checkpoint, MINI, folder, averaged=averaged)
+        bundle(folder, home, kind)
+    shutil.copyfile(run / "metrics.jsonl", home / f"{name}-metrics.jsonl")
+    previews = sorted((run / "previews").glob("*.png"))
+    if previews:
+        shutil.copyfile(previews[-1], home / "preview.png")
+    say(f"{name}: brought {checkpoint.name} home")
+
+
+def collect_last(home: Path, run: Path, name: str, init: Path) -> Path:
+    """A model of the newest checkpoint; without one, what the stage began with."""
+    from emo_cli.training.pack import pack_model
+
+    if not any((run / "checkpoints").glob("step-" + "[0-9]" * 8)):
+        return init
+    bring_home(home, run, name)
+    pack_model([init, run], run / "stopped", unfinished=True)
+    return run / "stopped"
+
+
+def bundle(folder: Path, home: Path, name: str) -> None:
+    """Files of a folder as few tars of at most FILE_BYTES each, the largest first."""
+    groups: list[list[Path]] = []
+    for file in sorted(folder.iterdir(), key=lambda f: -f.stat().st_size):
+        size = tar_bytes(file)
+        fits = [g for g in groups if sum(map(tar_bytes, g)) + size <= FILE_BYTES - 10240]
+        if fits:
+            fits[0].append(file)
+        else:
+            groups.append([file])
+    for number, group in enumerate(groups):
+        part = home / f"{name}-{number}.part"
+        with tarfile.open(part, "w") as tar:
+            for file in group:
+                tar.add(file, arcname=file.name)
+        part.replace(home / f"{name}-{number}.tar")  # a kill leaves the older one whole
+
+
+def tar_bytes(file: Path) -> int:
+    return 1024 + file.stat().st_size
+
+
+def say(line: str) -> None:
+    print(f"{time.monotonic() - STARTED:6.0f} s  {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
