@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from emo_cli.config import AutoencoderConfig
 from emo_cli.errors import EmoError
-from emo_cli.model.autoencoder import PatchAutoencoder
+from emo_cli.model.autoencoder import KLAutoencoder, PatchAutoencoder
 from emo_cli.training.draws import Draw, derive_seed, sample_noise, sample_uniform
 from emo_cli.training.pictures import PictureCache, Stored, random_crop, whole_picture
 
@@ -59,12 +59,13 @@ class AutoencoderLoss(nn.Module):
         code that bears it, the decoder to remove it.
         """
         pictures = batch["picture"].contiguous(memory_format=torch.channels_last)
-        latents = self.autoencoder.encode(pictures)  # [B, C, h, w]
+        # Losses in fp32 also where the networks compute in bf16.
+        latents = self.autoencoder.encode(pictures).float()  # [B, C, h, w]
         std = latents.std()
         share = sample_uniform(batch["seed"], "strength", latents)
         strength = std * (NOISE[0] + (NOISE[1] - NOISE[0]) * share)  # [B]
         noise = sample_noise(batch["seed"], "noise", tuple(latents.shape[1:]), latents)
-        decoded = self.autoencoder.decode(latents + strength[:, None, None, None] * noise)
+        decoded = self.autoencoder.decode(latents + strength[:, None, None, None] * noise).float()
         pixel, gradient = reconstruction_losses(decoded, pictures)
         # Noise follows the std, so nothing else would hold the latents' scale in place.
         scale = 0.01 * std.log().square()
@@ -114,13 +115,7 @@ class AutoencoderTask:
     def psnr(self, autoencoder: PatchAutoencoder, frames: list[Stored]) -> tuple[float, float]:
         """Mean PSNR in dB of frames at 256 pixels, of clean latents and with 10 % noise."""
         device = next(autoencoder.parameters()).device
-        pictures = self._validation_pictures(frames).to(device)
-        latents = torch.cat([autoencoder.encode(p) for p in pictures.split(3)])
-        seeds = torch.tensor([derive_seed("validation", i) for i in range(len(latents))])
-        noise = sample_noise(seeds, "noise", tuple(latents.shape[1:]), latents)
-        clean = autoencoder.decode(latents, slice_size=3)
-        noisy = autoencoder.decode(latents + 0.1 * latents.std() * noise, slice_size=3)
-        return mean_psnr(clean, pictures), mean_psnr(noisy, pictures)
+        return clean_and_noisy_psnr(autoencoder, self._validation_pictures(frames).to(device))
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """`autoencoder.safetensors` in fp16, latents scaled to std 1 on held-out pictures."""
@@ -145,6 +140,18 @@ class AutoencoderTask:
     def _validation_pictures(self, frames: list[Stored]) -> Tensor:
         pictures = [whole_picture(self.cache[frame], PICTURE_SIZE) for frame in frames]
         return torch.from_numpy(np.stack(pictures))
+
+
+def clean_and_noisy_psnr(
+    autoencoder: PatchAutoencoder | KLAutoencoder, pictures: Tensor
+) -> tuple[float, float]:
+    """Mean PSNR in dB of pictures [N, 3, S, S]: of their latents, and with 10 % noise on them."""
+    latents = torch.cat([autoencoder.encode(p) for p in pictures.split(3)])
+    seeds = torch.tensor([derive_seed("validation", i) for i in range(len(latents))])
+    noise = sample_noise(seeds, "noise", tuple(latents.shape[1:]), latents)
+    clean = autoencoder.decode(latents, slice_size=3)
+    noisy = autoencoder.decode(latents + 0.1 * latents.std() * noise, slice_size=3)
+    return mean_psnr(clean, pictures), mean_psnr(noisy, pictures)
 
 
 def mean_psnr(decoded: Tensor, pictures: Tensor) -> float:
