@@ -77,4 +77,4 @@ def fold_batch_norm(
 
 def to_tensor(picture: np.ndarray) -> Tensor:
     """uint8 [H, W, 3] -> float [1, 3, H, W] in 0..255."""
-    return torch.tensor(picture).permute(2, 0, 1)[None].float()
+    return torch.tensor(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()
