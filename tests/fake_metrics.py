@@ -125,3 +125,7 @@ def newer_extractors() -> list[Tint | Place]:
 
 def missing_extractors() -> list[Tint]:
     return [Missing()]
+
+
+def tint_only(names: Sequence[str]) -> list[Tint]:
+    return [Tint()]

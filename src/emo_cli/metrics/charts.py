@@ -16,8 +16,8 @@ import numpy as np
 
 WIDTH = 360.0
 LEFT, RIGHT = 10.0, 10.0
-ROW = 34.0  # height of a set's row of dots
-LABEL = 13.0
+ROW = 42.0  # height of a set: its name, and below it its dots
+LABEL = 16.0
 CURVE_HEIGHT = 84.0
 MOST_DOTS = 400  # more videos are shown by as many of their quantiles
 COLOURS = 6
@@ -83,7 +83,7 @@ def _dots(
     lines = [f'<text class="label" x="{LEFT}" y="{top + 11}">{escape(name)}</text>']
     for i, (value, key) in enumerate(shown):
         # The golden ratio spreads neighbours apart, the same way each time.
-        y = middle + ((i * 0.618034) % 1 - 0.5) * (ROW - LABEL - 7)
+        y = middle + ((i * 0.618034) % 1 - 0.5) * (ROW - LABEL - 9)
         about = f"{key}: {value:.{digits}f}" if shown is pairs else f"{value:.{digits}f}"
         lines.append(
             f'<circle class="{css}" cx="{_x(value, span):.1f}" cy="{y:.1f}" r="3" '
@@ -160,7 +160,7 @@ def _levels(span: tuple[float, float], bottom: float) -> str:
     for value in ticks(low, high, 2):
         y = bottom - (value - low) / (high - low) * (bottom - 6)
         lines.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="tick" x="{LEFT}" y="{y - 2:.1f}">{value:g}</text>'
         )
     return "".join(lines)
@@ -172,7 +172,7 @@ def _axis(at: Sequence[float], low: float, high: float, bottom: float, unit: str
         x = _x(value, (low, high))
         anchor = "start" if x < LEFT + 12 else "end" if x > WIDTH - RIGHT - 12 else "middle"
         lines.append(
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{bottom}"/>'
+            f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{bottom}"/>'
             f'<text class="tick" x="{x:.1f}" y="{bottom + 12}" text-anchor="{anchor}">'
             f"{round(value, 10):g}{unit}</text>"
         )

@@ -39,7 +39,10 @@ def eval_command(
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(help="Of fid, sync, fsim, fvd, efid, motion, region, with commas. [all]"),
+        typer.Option(
+            help="Of fid, sync, fsim, fvd, efid, motion, region, with commas; default: these. "
+            "Also efid-deep3d, syncnet, for weights that you bring."
+        ),
     ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write a page with charts and pictures into this folder.")
@@ -51,7 +54,8 @@ def eval_command(
         bool, typer.Option("--json", help="Print one JSON object instead of tables.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Videos read side by side. [one a core, at most 8]")
+        int | None,
+        typer.Option(min=1, help="Videos read side by side; default: one a core, at most 8."),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if anything had to be left out.")
@@ -79,7 +83,7 @@ def eval_command(
     cache: Annotated[
         Path | None,
         typer.Option(
-            help="Where features are kept. [features/ in emo's cache]", rich_help_panel=RARE
+            help="Where features are kept; default: in emo's cache folder.", rich_help_panel=RARE
         ),
     ] = None,
 ) -> None:
@@ -107,22 +111,36 @@ def eval_command(
 
 def _choose_metrics(names: str | None, real: Path | None, quiet: bool) -> tuple[Metric, ...]:
     from emo_cli.console import note
-    from emo_cli.metrics.registry import METRICS, build_metrics
+    from emo_cli.metrics.registry import DEFAULT_METRICS, build_metrics
 
     if names is not None:
         chosen = build_metrics([name.strip() for name in names.split(",") if name.strip()])
+        _check_columns(chosen)
         lacking = [metric.name for metric in chosen if metric.needs_real and real is None]
         if lacking or not chosen:
             what = f"{', '.join(lacking)}: needs real videos" if lacking else "no metric is named"
             raise EmoError(what, "Name their folder with --real.", exit_code=2)
         return chosen
-    chosen = build_metrics(list(METRICS))
+    chosen = build_metrics(DEFAULT_METRICS)
     if real is None:
         left_out = ", ".join(metric.name for metric in chosen if metric.needs_real)
         if not quiet:
             note(f"without --real there is no {left_out}")
         chosen = tuple(metric for metric in chosen if not metric.needs_real)
     return chosen
+
+
+def _check_columns(chosen: tuple[Metric, ...]) -> None:
+    owners: dict[str, str] = {}
+    for metric in chosen:
+        for column in metric.columns:
+            if column.key in owners:
+                raise EmoError(
+                    f"{owners[column.key]} and {metric.name} do not go together",
+                    "Run the command once with each: features are kept, it takes seconds.",
+                    exit_code=2,
+                )
+            owners[column.key] = metric.name
 
 
 def _generate(

@@ -44,6 +44,11 @@ MakeFinder = Callable[[], AbstractContextManager[Finder]]
 MakeExtractors = Callable[[], Sequence[Extractor]]
 
 
+def face_finder() -> FaceFinder:
+    """The one finder of all extractors: whichever are asked for, they see the same faces."""
+    return FaceFinder(blendshapes=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadingTask:
     """A video, and where the features that it lacks are to lie, by extractor."""
@@ -69,7 +74,7 @@ class Tools:
 
 @contextlib.contextmanager
 def open_tools(
-    make_extractors: MakeExtractors, make_finder: MakeFinder = FaceFinder
+    make_extractors: MakeExtractors, make_finder: MakeFinder = face_finder
 ) -> Iterator[Tools]:
     """Extractors and face finder of one worker process; torch gets one thread there, so that
     results do not depend on the number of workers."""

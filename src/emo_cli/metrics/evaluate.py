@@ -10,7 +10,6 @@ from typing import Any
 
 from emo_cli import __version__
 from emo_cli.errors import EmoError
-from emo_cli.faces import FaceFinder
 from emo_cli.metrics import decode
 from emo_cli.metrics.contract import FPS, Column, Metric, Score
 from emo_cli.metrics.features import (
@@ -90,7 +89,7 @@ def evaluate(
     *,
     metrics: Sequence[Metric],
     make_extractors: decode.MakeExtractors,
-    make_finder: decode.MakeFinder = FaceFinder,
+    make_finder: decode.MakeFinder = decode.face_finder,
     progress: Progress = lambda what, done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from emo_cli.errors import EmoError
-from emo_cli.faces import LANDMARKER, FaceFinder
+from emo_cli.faces import LANDMARKER
 from emo_cli.files import sha256_of
 from emo_cli.metrics import decode
 from emo_cli.metrics.cache import Entry, entry_path, read_entry
@@ -145,7 +145,7 @@ def fill(
     sets: Sequence[VideoSet],
     *,
     make_extractors: decode.MakeExtractors,
-    make_finder: decode.MakeFinder = FaceFinder,
+    make_finder: decode.MakeFinder = decode.face_finder,
     workers: int,
     progress: Progress,
 ) -> list[VideoSet]:

@@ -26,10 +26,22 @@ def _efid() -> Metric:
     return EFID
 
 
+def _efid_deep3d() -> Metric:
+    from emo_cli.metrics.expression import EFID_DEEP3D
+
+    return EFID_DEEP3D
+
+
 def _sync() -> Metric:
     from emo_cli.metrics.sync import SyncMetric
 
     return SyncMetric()
+
+
+def _syncnet() -> Metric:
+    from emo_cli.metrics.sync import PUBLISHED, SyncMetric
+
+    return SyncMetric(PUBLISHED)
 
 
 def _fsim() -> Metric:
@@ -68,10 +80,22 @@ def _expression() -> Extractor:
     return ExpressionExtractor()
 
 
+def _deep3d() -> Extractor:
+    from emo_cli.metrics.expression import Deep3DExtractor
+
+    return Deep3DExtractor()
+
+
 def _sync_features() -> Extractor:
     from emo_cli.metrics.sync import SyncExtractor
 
     return SyncExtractor()
+
+
+def _syncnet_features() -> Extractor:
+    from emo_cli.metrics.sync import PUBLISHED, SyncExtractor
+
+    return SyncExtractor(PUBLISHED)
 
 
 def _identity() -> Extractor:
@@ -96,18 +120,24 @@ def _region_features() -> Extractor:
 METRICS: dict[str, Callable[[], Metric]] = {
     "fid": _fid,
     "sync": _sync,
+    "syncnet": _syncnet,
     "fsim": _fsim,
     "fvd": _fvd,
     "efid": _efid,
+    "efid-deep3d": _efid_deep3d,
     "motion": _motion,
     "region": _region,
 }
+# Without --metrics: all but those whose networks no command can fetch everywhere.
+DEFAULT_METRICS = ("fid", "sync", "fsim", "fvd", "efid", "motion", "region")
 EXTRACTORS: dict[str, Callable[[], Extractor]] = {
     "inception": _inception,
     "sync": _sync_features,
+    "syncnet": _syncnet_features,
     "identity": _identity,
     "i3d": _i3d,
     "expression": _expression,
+    "deep3d": _deep3d,
     "motion": _motion_features,
     "region": _region_features,
 }

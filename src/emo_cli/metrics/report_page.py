@@ -96,21 +96,26 @@ def notes_section(result: Evaluation) -> str:
 def distributions_section(result: Evaluation) -> str:
     """How each figure spreads over the videos."""
     colours = css_of(result)
-    cards = []
+    cards, constant = [], []
     for column in result.columns:
         sets = {
             one.name: (colours[one.name], one.per_video[column.key])
             for one in result.sets
             if one.per_video.get(column.key)
         }
+        shown = {figure(column, v) for _, values in sets.values() for v in values.values()}
+        if len(shown) == 1:
+            constant.append(f"{column.heading} {shown.pop()}")
+            continue
         chart = dot_chart(heading(column), sets, column.digits)
         if chart:
             cards.append(f'<div class="card"><h3>{escape(heading(column))}</h3>{chart}</div>')
     if not cards:
         return ""
+    same = f" The same in every video: {', '.join(constant)}." if constant else ""
     return (
-        '<h2>Video by video</h2><p class="soft">A dot is a video, the bar the median.</p>'
-        f'<div class="grid">{"".join(cards)}</div>'
+        f'<h2>Video by video</h2><p class="soft">A dot is a video, the bar the median.'
+        f'{escape(same)}</p><div class="grid">{"".join(cards)}</div>'
     )
 
 

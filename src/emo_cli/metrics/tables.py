@@ -9,7 +9,8 @@ from emo_cli.metrics import published
 from emo_cli.metrics.contract import Column
 from emo_cli.metrics.evaluate import Evaluation, SetScore
 
-PAPER_ORDER = ("fid", "sync", "fsim", "fvd", "efid")  # Table 1, left to right
+# Table 1, left to right, with the variants of a metric beside it.
+PAPER_ORDER = ("fid", "sync", "syncnet", "fsim", "fvd", "efid", "efid-deep3d")
 ARROWS = {"low": " ↓", "high": " ↑", "real": " ≈", "none": ""}
 NO_VALUE = "-"
 LEGEND = "↓ lower is better, ↑ higher, ≈ nearer to the real videos' value"
@@ -96,8 +97,12 @@ def table_notes(result: Evaluation) -> list[str]:
         )
     for name, lacks in result.missing.items():
         lines += [_list(f"{name}: {where}", keys) for where, keys in lacks.items() if keys]
+    by_note: dict[str, list[str]] = {}
     for one in result.sets:
-        lines += [f"{one.name}: {line}" for line in one.notes]
+        for line in one.notes:
+            by_note.setdefault(line, []).append(one.name)
+    lines += [f"{', '.join(names)}: {line}" for line, names in by_note.items()]
+    for one in result.sets:
         lines += [f"{one.name}: skipped {key}: {why}" for key, why in one.videos.skipped.items()]
         if one.num_faceless:
             lines.append(f"{one.name}: no face in {one.num_faceless} of {one.num_frames} frames")
