@@ -12,6 +12,7 @@ import typer
 from emo_cli.console import note
 from emo_cli.errors import EmoError
 from emo_cli.training.denoising_command import denoising_command, newborn_command
+from emo_cli.training.distillation_command import distill_command
 from emo_cli.training.pack import pack_command
 from emo_cli.training.prepare_command import prepare_command
 
@@ -21,6 +22,7 @@ app.command("newborn")(newborn_command)
 app.command("pack")(pack_command)
 for _stage in ("image", "video", "speed"):
     app.command(_stage)(denoising_command(_stage))
+app.command("distill")(distill_command)
 
 
 @app.callback()

@@ -7,13 +7,14 @@ size, S picture size, 2m+1 frames in a window, L*D all wav2vec layers side by si
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from emo_cli.conditions import windows
 from emo_cli.config import DiffusionConfig, ModelConfig
-from emo_cli.model.backbone import VideoState
+from emo_cli.model.backbone import Backbone, VideoState
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.layers import fold_frames, unfold_frames
 from emo_cli.sampler import build_scheduler
@@ -36,6 +37,17 @@ class DenoisingOptions:
     sampled_timesteps: float  # drawn from the few timesteps that sampling uses
     min_snr: float | None  # gamma; never with a zero terminal SNR, whose last step it would drop
     mouth_weight: float  # of the loss inside the mouth's box
+
+
+class Conditions(NamedTuple):
+    """What a Backbone's `prepare_video` and `prepare_clip` take."""
+
+    features: list[Tensor]  # [B, N, C] per spatial layer
+    face_region: Tensor  # [B, 1, S, S]
+    portrait: Tensor  # [B, C, H, W] latents
+    audio: Tensor  # [B, F, 2m+1, L*D]
+    motion: list[Tensor]  # [B, M, C, H, W] per temporal layer; none for pictures
+    speed: Tensor  # [B, F, 2m+1]
 
 
 class DenoisingLoss(nn.Module):
@@ -96,19 +108,38 @@ class DenoisingLoss(nn.Module):
     def _predict(
         self, batch: dict[str, Tensor], noisy: Tensor, timesteps: Tensor, motion: Tensor
     ) -> Tensor:
+        conditions = self._conditions(batch, noisy, motion)
+        return self._run(self.backbone, noisy, timesteps, batch, conditions)
+
+    def _conditions(self, batch: dict[str, Tensor], noisy: Tensor, motion: Tensor) -> Conditions:
+        """What portrait, sound, motion frames and speed give before the Backbone's own layers."""
         options, seeds = self.options, batch["seed"]
         portrait = self._latents(batch, "reference_latents", "reference")
         keep = self._keep(seeds, "conditions", options.drop_both, noisy)
         features = self.reference_net.portrait_features(portrait)
-        features = [keep[:, None, None] * x for x in features]
-        mask = batch["mask"].to(noisy)[:, None]
-        video = self.backbone.prepare_video(features, mask, keep[:, None, None, None] * portrait)
+        return Conditions(
+            features=[keep[:, None, None] * x for x in features],
+            face_region=batch["mask"].to(noisy)[:, None],
+            portrait=keep[:, None, None, None] * portrait,
+            audio=self._audio(batch, noisy),
+            motion=self._motion(seeds, motion),
+            speed=self._speed(batch, noisy),
+        )
+
+    def _run(
+        self,
+        backbone: Backbone,
+        noisy: Tensor,
+        timesteps: Tensor,
+        batch: dict[str, Tensor],
+        conditions: Conditions,
+    ) -> Tensor:
+        """One forward of a Backbone under these conditions."""
+        c = conditions
+        video = backbone.prepare_video(c.features, c.face_region, c.portrait)
         if "corner" in batch:
             video = _cut_video(video, batch["corner"], noisy.shape[-1])
-        clip = self.backbone.prepare_clip(
-            self._audio(batch, noisy), self._motion(seeds, motion), self._speed(batch, noisy)
-        )
-        return self.backbone(noisy, timesteps, video, clip)
+        return backbone(noisy, timesteps, video, backbone.prepare_clip(c.audio, c.motion, c.speed))
 
     def _audio(self, batch: dict[str, Tensor], like: Tensor) -> Tensor:
         """Windows [B, F, 2m+1, L*D]; the null condition where sound does not take part."""

@@ -60,6 +60,8 @@ def loss_options(stage: str, preset: str) -> DenoisingOptions:
     options = MINI_LOSS if preset == "mini" else PAPER
     if stage == "image":
         return dataclasses.replace(options, clip=False, audio=False)
+    if stage == "distill":  # as inference: all conditions, one speed
+        return dataclasses.replace(options, drop_both=0.0, drop_audio=0.0, mean_speed=1.0)
     # Half of stage 3 sees the clip's mean speed, as inference does.
     return dataclasses.replace(options, mean_speed=0.5 if stage == "speed" else 0.0)
 

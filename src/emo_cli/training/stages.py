@@ -162,8 +162,17 @@ SPEED = dataclasses.replace(
     starts_from=("video",),
     steps=30_000,
 )
+# The Backbone of a finished model learns to do with few steps; ReferenceNet serves both.
+DISTILL = dataclasses.replace(
+    VIDEO,
+    name="distill",
+    trains=("backbone.*",),
+    freezes=(),
+    starts_from=("speed",),
+    steps=10_000,
+)
 
-STAGES = {stage.name: stage for stage in (AUTOENCODER, AUDIO, SYNC, IMAGE, VIDEO, SPEED)}
+STAGES = {stage.name: stage for stage in (AUTOENCODER, AUDIO, SYNC, IMAGE, VIDEO, SPEED, DISTILL)}
 
 # A small model learns from scratch: larger steps, a decay to the end, a shorter average.
 FROM_SCRATCH: dict[str, Any] = {
@@ -179,6 +188,7 @@ MINI_STAGES = {
     "image": dataclasses.replace(IMAGE, batch=16, steps=3000, **FROM_SCRATCH),
     "video": dataclasses.replace(VIDEO, steps=3000, **FROM_SCRATCH),
     "speed": dataclasses.replace(SPEED, steps=1000, **FROM_SCRATCH),
+    "distill": dataclasses.replace(DISTILL, steps=1500, **(FROM_SCRATCH | {"lr": 1e-4})),
 }
 
 
