@@ -190,3 +190,21 @@ def test_a_stage_changes_its_own_parameters_and_leaves_all_others_bit_identical(
         assert any("attn_audio" in n for n in changed)
         assert any(".motion_modules." in n for n in changed)
         assert not any("speed" in n for n in changed)
+
+
+def test_gradient_checkpointing_changes_no_gradient_and_keeps_less():
+    kept, gradients = [], []
+    for recompute in (False, True):
+        module = loss_of()
+        module.backbone.recompute = recompute
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x
+        ):
+            loss = module(batch_of())["loss"]
+        kept.append(sum(sizes))
+        loss.backward()
+        gradients.append([p.grad for p in module.parameters() if p.grad is not None])
+    assert kept[1] < 0.7 * kept[0]
+    assert len(gradients[0]) == len(gradients[1]) > 100
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

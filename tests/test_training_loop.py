@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -382,6 +383,22 @@ def test_the_autoencoder_command_trains_resumes_and_writes_a_model(tmp_path, pic
     assert last["psnr_london"] > last["psnr_noise10_london"] > 20
     with pytest.raises(EmoError, match="batch was 2, now 4"):
         commands.autoencoder(pictures=[pictures], out=out, steps=3, batch=4, device="cpu")
+
+
+def test_the_autoencoder_learns_in_bf16_with_losses_in_fp32(tmp_path, pictures):
+    runs = {}
+    for precision in ("no", "bf16"):
+        out = tmp_path / precision
+        AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+        commands.autoencoder(
+            pictures=[pictures], out=out, steps=2, batch=2, device="cpu", precision=precision
+        )
+        runs[precision] = metrics(out)[-1]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert runs["bf16"]["loss"] != runs["no"]["loss"]
+    assert runs["bf16"]["loss"] == pytest.approx(runs["no"]["loss"], rel=0.05)
+    with pytest.raises(EmoError, match="'fp16' is no precision"):
+        commands.autoencoder(pictures=[pictures], out=tmp_path / "x", precision="fp16")
 
 
 def test_a_folder_without_pictures_is_named(tmp_path):

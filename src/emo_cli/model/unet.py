@@ -15,6 +15,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from emo_cli.config import UNetConfig
 from emo_cli.model.layers import Downsample, ResnetBlock, TimeEmbedding, Upsample
@@ -94,7 +95,13 @@ class MiddleBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Down, middle, up. Subclasses add conditions and output."""
+    """Down, middle, up. Subclasses add conditions and output.
+
+    recompute: for training in less memory, layers are computed again on the way back (gradient
+    checkpointing); only for visits that leave nothing behind, as the Backbone's do.
+    """
+
+    recompute = False
 
     def __init__(
         self, config: UNetConfig, in_channels: int, layers: Layers, *, has_time: bool
@@ -128,6 +135,15 @@ class UNet(nn.Module):
             up = Upsample(width) if level > 0 else None
             self.up_blocks.append(Block(shapes, level, layers, groups, time_width, up, up=True))
 
+    def _layer(
+        self, block: Block, index: int, x: Tensor, time: Tensor | None, visit: Visit
+    ) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(
+                block.layer, index, x, time, visit, use_reentrant=False, preserve_rng_state=False
+            )
+        return block.layer(index, x, time, visit)
+
     @staticmethod
     def _blocks(blocks: nn.ModuleList) -> list[Block]:
         return cast(list[Block], list(blocks))
@@ -158,7 +174,7 @@ class UNet(nn.Module):
         yield x
         for block in self._blocks(self.down_blocks):
             for index in range(len(block)):
-                x = block.layer(index, x, time, visit)
+                x = self._layer(block, index, x, time, visit)
                 yield x
             for down in getattr(block, "downsamplers", ()):
                 x = down(x)
@@ -171,7 +187,7 @@ class UNet(nn.Module):
         places = [(b, i) for b in self._blocks(self.up_blocks) for i in range(len(b))]
         last = len(places) - behind
         for block, index in places[last - len(skips) : last]:
-            x = block.layer(index, torch.cat([x, skips.pop()], 1), time, visit)
+            x = self._layer(block, index, torch.cat([x, skips.pop()], 1), time, visit)
             if index == len(block) - 1:
                 for up in getattr(block, "upsamplers", ()):
                     x = up(x)

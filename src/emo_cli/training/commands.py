@@ -42,6 +42,7 @@ def autoencoder(
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order, crops and noise.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="no or bf16.")] = "no",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
 ) -> None:
     """Train mini's autoencoder (pictures to latents and back)."""
@@ -54,10 +55,18 @@ def autoencoder(
     from emo_cli.training.pictures import open_picture_cache
     from emo_cli.training.stages import STAGES, RunOptions, with_options
 
+    if precision not in ("no", "bf16"):
+        raise EmoError(f"'{precision}' is no precision", "Use no or bf16.", exit_code=2)
     if threads is not None:
         torch.set_num_threads(threads)
     stage = with_options(STAGES["autoencoder"], steps=steps, batch=batch, lr=lr)
-    options = RunOptions(out=out, seed=seed, device=device, threads=threads)
+    options = RunOptions(
+        out=out,
+        seed=seed,
+        device=device,
+        precision=precision,  # type: ignore[arg-type]
+        threads=threads,
+    )
     process = PartialState(cpu=device == "cpu")  # one of several under `accelerate launch`
     with process.main_process_first():
         cache = open_picture_cache(pictures, out / "cache", note)

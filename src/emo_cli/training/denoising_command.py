@@ -72,6 +72,13 @@ def denoising_command(name: str) -> Callable[..., None]:
         eight_bit_adam: Annotated[
             bool, typer.Option("--eight-bit-adam", help="Optimizer states in 8 bits.")
         ] = False,
+        gradient_checkpointing: Annotated[
+            bool,
+            typer.Option(
+                "--gradient-checkpointing",
+                help="Compute the Backbone twice instead of keeping what lies between.",
+            ),
+        ] = False,
         workers: Annotated[int, typer.Option(min=0, help="Processes that read samples.")] = 0,
         threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
         preview: Annotated[
@@ -93,6 +100,7 @@ def denoising_command(name: str) -> Callable[..., None]:
             precision=precision,  # type: ignore[arg-type]
             micro_batches=micro_batches,
             eight_bit_adam=eight_bit_adam,
+            gradient_checkpointing=gradient_checkpointing,
             workers=workers,
             threads=threads,
         )
@@ -167,6 +175,7 @@ def run_stage(
     config = CONFIGS[preset]
     data, inits, window = sources.data, sources.inits, sources.window
     network = starting_model(stage, preset, inits, options.seed)
+    network.backbone.recompute = options.gradient_checkpointing
     samples = open_datasets(data, stage, config, "train", inits, window, sources.variation)
     validation = open_datasets(data, stage, config, "val", inits)
     if samples is None:

@@ -47,6 +47,7 @@ class RunOptions:
     precision: Precision = "no"
     micro_batches: int = 1  # gradients are accumulated over this many parts of a batch
     eight_bit_adam: bool = False
+    gradient_checkpointing: bool = False  # less memory, a third more time
     workers: int = 0  # processes that prepare samples
     threads: int | None = None
 

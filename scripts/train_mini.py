@@ -1,0 +1,158 @@
+"""Make the weights of `mini` from its data: every stage, by the public commands, in order.
+
+    python scripts/train_mini.py --data DATA --teacher WHISPER --out RUNS
+
+DATA holds portraits/london, portraits/canada, portraits/faker, grid_s1, audio and
+ict_facekit_light.npz (docs/model-card.md names their sources); WHISPER is a folder of Whisper tiny.
+Run it again to go on: finished steps are passed over, a stopped one resumes. --dry-run prints the
+commands; --tiny runs all of them on a few files for a step or two, to see that they work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PORTRAITS = ("london", "canada", "faker")
+TINY_TRAIN = ("--steps", "2", "--batch", "2")
+TINY_FILES = 3  # of each kind, one of them held out for validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One command of the recipe."""
+
+    name: str
+    arguments: tuple[str, ...]  # of emo
+
+
+def main() -> None:
+    options = parse()
+    data = tiny_data(options.data, options.out / "tiny") if options.tiny else options.data
+    for number, step in enumerate(steps(options, data), 1):
+        shown = f"emo {shlex.join(step.arguments)}"
+        print(f"[{number}] {shown}", flush=True)
+        record = options.out / "done" / step.name
+        if options.dry_run or (record.exists() and record.read_text() == shown):
+            continue
+        started = time.monotonic()
+        # The command's own last line says what went wrong, and what to do.
+        code = subprocess.call([sys.executable, "-m", "emo_cli", *step.arguments])
+        if code:
+            raise SystemExit(code)
+        print(f"    {time.monotonic() - started:.0f} s", flush=True)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(shown)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="bf16", help="of the stages: no or bf16")
+    parser.add_argument("--window", type=int, help="train video on squares at the face (CPU)")
+    parser.add_argument("--puppets", type=int, default=600)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--tiny", action="store_true")
+    return parser.parse_args()
+
+
+def steps(options: argparse.Namespace, data: Path) -> list[Step]:
+    """The recipe; numbers that are not here are the rows of training/stages.py."""
+    return [*encoder_steps(options, data), *data_steps(options, data), *stage_steps(options)]
+
+
+def encoder_steps(options: argparse.Namespace, data: Path) -> list[Step]:
+    """The autoencoder and the audio encoder, which learn from nothing else of ours."""
+    out, tiny = options.out, TINY_TRAIN if options.tiny else ()
+    folders = [*(data / "portraits" / name for name in PORTRAITS), data / "grid_s1"]
+    sounds = [data / "grid_s1", data / "audio", out / "speech/flite", out / "speech/espeak-ng"]
+    on = ("--device", options.device)
+    count = ("--utterances", "6") if options.tiny else ()
+    autoencoder = (*repeated("--pictures", folders), "--out", str(out / "autoencoder"))
+    audio = (*repeated("--sounds", sounds), "--teacher", str(options.teacher))
+    bf16 = ("--precision", options.precision)
+    return [
+        emo("autoencoder", *autoencoder, *on, *bf16, *tiny),
+        emo("speech", "--out", str(out / "speech"), *count),
+        emo("audio", *audio, "--out", str(out / "audio"), *on, *bf16, *tiny),
+    ]
+
+
+def data_steps(options: argparse.Namespace, data: Path) -> list[Step]:
+    """Clips of the speaker, puppets of the stills, and what the encoders make of both."""
+    out, size = options.out, ("--size", "256", "--workers", str(options.workers))
+    stills = repeated("--stills", [data / "portraits" / name for name in PORTRAITS])
+    drivers = repeated("--drivers", [data / "grid_s1", out / "speech/flite"])
+    shapes = ("--shapes", str(data / "ict_facekit_light.npz"))
+    count = "3" if options.tiny else str(options.puppets)
+    made = ("--audio-model", str(out / "audio/model"), "--latents", str(out / "autoencoder/model"))
+    on = ("--device", options.device, "--precision", options.precision)
+    grid, puppets = ("--out", str(out / "grid")), ("--out", str(out / "puppets"))
+    return [
+        emo("prepare", str(data / "grid_s1"), *grid, *size, name="grid"),
+        emo("prepare", *puppets, *size, *stills, *drivers, *shapes, "--count", count,
+            name="puppets"),
+        emo("prepare", *grid, *size, *made, *on, name="grid-encoded"),
+        emo("prepare", *puppets, *size, *made, *on, name="puppets-encoded"),
+    ]  # fmt: skip
+
+
+def stage_steps(options: argparse.Namespace) -> list[Step]:
+    """The paper's three stages, and the model folder."""
+    out, tiny = options.out, TINY_TRAIN if options.tiny else ()
+    data = repeated("--data", [out / "puppets", out / "grid"])
+    how = ("--device", options.device, "--precision", options.precision, "--varied-references")
+    window = ("--window", str(options.window)) if options.window else ()
+
+    def stage(name: str, inits: list[Path], *more: str) -> Step:
+        run = ("--out", str(out / name))
+        return emo(name, *data, *repeated("--init", inits), *run, *how, *more, *tiny)
+
+    return [
+        stage("image", [out / "autoencoder/model", out / "audio/model"]),
+        stage("video", [out / "image/model"], *window),
+        stage("speed", [out / "video/model"]),
+        emo("pack", str(out / "speed"), "--out", str(out / "mini")),
+    ]
+
+
+def emo(stage: str, *arguments: str, name: str | None = None) -> Step:
+    return Step(name=name or stage, arguments=("train", stage, *arguments))
+
+
+def repeated(option: str, values: list[Path]) -> tuple[str, ...]:
+    return tuple(part for value in values for part in (option, str(value)))
+
+
+def tiny_data(data: Path, folder: Path) -> Path:
+    """A few files of each kind, in folders of the same names."""
+    from emo_cli.training.splits import is_held_out
+
+    for name in (*(f"portraits/{name}" for name in PORTRAITS), "grid_s1", "audio"):
+        target = folder / name
+        target.mkdir(parents=True, exist_ok=True)
+        files = [f for f in sorted((data / name).iterdir()) if f.suffix not in (".align", ".txt")]
+        held_out = [f for f in files if is_held_out(f)][:1]
+        others = [f for f in files if not is_held_out(f)][: TINY_FILES - len(held_out)]
+        for file in (*held_out, *others):
+            link(file, target / file.name)
+    link(data / "ict_facekit_light.npz", folder / "ict_facekit_light.npz")
+    return folder
+
+
+def link(file: Path, place: Path) -> None:
+    place.unlink(missing_ok=True)
+    place.symlink_to(file.resolve())
+
+
+if __name__ == "__main__":
+    main()
