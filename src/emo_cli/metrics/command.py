@@ -95,6 +95,10 @@ def eval_command(
             "Give all three to make videos, or leave --model and --sounds out.",
             exit_code=2,
         )
+    if report is not None:
+        from emo_cli.metrics.report import check_folder
+
+        check_folder(report)
     failed = 0
     if model is not None and sounds is not None and portraits is not None:
         failed = _generate(chosen, generated, model, portraits, sounds, quiet)

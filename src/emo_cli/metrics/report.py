@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import string
+import tempfile
 from html import escape
 from pathlib import Path
 
@@ -21,22 +22,31 @@ PAGE, FIGURES = "index.html", "eval.json"
 LIBRARIES = ("torch", "mediapipe", "av", "numpy", "pillow")
 
 
-def write_report(result: Evaluation, folder: Path, *, with_published: bool) -> Path:
-    """Writes the page and, beside it, the same figures as JSON; returns the page's path.
+def check_folder(folder: Path) -> None:
+    """Makes the folder, now and not when all videos are scored.
 
-    Raises: EmoError when the folder cannot be written.
+    Raises: EmoError when it cannot be written.
     """
-    page = render(result, with_published=with_published)
-    figures = json.dumps(as_json(result), indent=2, allow_nan=False) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / FIGURES, figures)
-        write_atomically(folder / PAGE, page)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise EmoError(
             f"cannot write the report to {folder}: {error.strerror or error}",
             "Name another folder with --report.",
         ) from error
+
+
+def write_report(result: Evaluation, folder: Path, *, with_published: bool) -> Path:
+    """Writes the page and, beside it, the same figures as JSON; returns the page's path.
+
+    Raises: EmoError when the folder cannot be written.
+    """
+    check_folder(folder)
+    figures = json.dumps(as_json(result), indent=2, allow_nan=False) + "\n"
+    write_atomically(folder / FIGURES, figures)
+    write_atomically(folder / PAGE, render(result, with_published=with_published))
     return folder / PAGE
 
 
