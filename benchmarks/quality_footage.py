@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from quality_material import Material, silence, voices
 from quality_measures import Word, read_alignment
-from quality_videos import Studio, Watched, thumbnail, write_sheet
+from quality_videos import THUMBNAIL, Studio, Watched, thumbnail, write_sheet
 
 from emo_cli.engine import Engine
 from emo_cli.model.temporal import TemporalBlock
@@ -71,17 +72,19 @@ class Shooting:
         """Portraits where each is filmed several times over."""
         return max(2, self.count // 3)
 
-    def sheet(self, name: str, rows: list[tuple[Path, Watched]]) -> None:
-        """A contact sheet: the portrait first in each row."""
+    def sheet(self, name: str, rows: Sequence[tuple[Path | None, Watched]]) -> None:
+        """A contact sheet: the portrait first in each row, nothing where there is none."""
+        white = np.full((THUMBNAIL, THUMBNAIL, 3), 255, np.uint8)
         cells = [
-            [thumbnail(read_picture(portrait)), *watched.thumbnails] for portrait, watched in rows
+            [thumbnail(read_picture(portrait)) if portrait else white, *watched.thumbnails]
+            for portrait, watched in rows
         ]
         write_sheet(self.sheets / f"{name}.png", cells)
 
 
 def film_talks(shooting: Shooting, footage: Footage) -> None:
     """GRID's sounds, and silence."""
-    rows = []
+    rows: list[tuple[Path | None, Watched]] = []
     for number in range(shooting.count):
         portrait, clip = shooting.portrait(number), shooting.clip(number)
         name = f"talk-{number:02d}-{portrait.stem}-{clip.stem}"
@@ -89,7 +92,7 @@ def film_talks(shooting: Shooting, footage: Footage) -> None:
         real = shooting.studio.watcher.real(clip)
         words = read_alignment(clip.with_suffix(".align"))
         footage.talks.append(Talk(video=video, real=real, words=words))
-        rows += [(portrait, video), (portrait, real)]
+        rows += [(portrait, video), (None, real)]
     shooting.sheet("talk", rows)
     quiet = silence(shooting.studio.folder, SHORT_S)
     portrait = shooting.portrait(0)

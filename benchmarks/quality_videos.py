@@ -160,11 +160,11 @@ def thumbnail(picture: np.ndarray) -> np.ndarray:
 
 
 def write_sheet(path: Path, rows: Sequence[Sequence[np.ndarray]], columns: int = 12) -> None:
-    """A contact sheet: each row's thumbnails, spread evenly where there are more than fit."""
+    """A contact sheet: of each row the first picture, of the others as many as fit, evenly."""
     cells = np.full((len(rows), columns, THUMBNAIL, THUMBNAIL, 3), 255, np.uint8)
     for y, row in enumerate(rows):
-        chosen = np.linspace(0, len(row) - 1, min(len(row), columns)).round().astype(int)
-        for x, number in enumerate(chosen):
+        others = np.linspace(1, len(row) - 1, min(len(row), columns) - 1).round().astype(int)
+        for x, number in enumerate([0, *others]):
             cells[y, x] = row[number]
     sheet = cells.transpose(0, 2, 1, 3, 4).reshape(len(rows) * THUMBNAIL, columns * THUMBNAIL, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
