@@ -3,13 +3,14 @@
 #   make test    the tests (TESTS='-m slow' or TESTS='-m gpu' for the others)
 #   make check   ruff, formatting, types, tests
 #   make bench   how long each phase of `emo generate` takes
+#   make train-mini DATA=... TEACHER=...   the embedded weights anew (docs/training.md); resumable
 
 PYTHON ?= python3
 TESTS ?= -m "not gpu and not slow"
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench
+.PHONY: demo test check bench train-mini
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -26,6 +27,10 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/generate.py
+
+# DATA: the folder of scripts/train_mini.py; TEACHER: one of Whisper tiny; OPTIONS: --window 16 ...
+train-mini: $(READY)
+	$(BIN)/python scripts/train_mini.py --data "$(DATA)" --teacher "$(TEACHER)" --out runs $(OPTIONS)
 
 # .ready is written last: without it the environment is half made, and is made again from nothing.
 $(READY): pyproject.toml constraints.txt

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from emo_cli.audio import AudioFeatures, build_wav2vec
-from emo_cli.config import ModelConfig, read_model_config
+from emo_cli.config import PRESETS, ModelConfig, read_model_config
 from emo_cli.errors import EmoError
 from emo_cli.model.autoencoder import build_autoencoder
 from emo_cli.model.load import load_part, model_folder, read_sums
@@ -53,7 +53,7 @@ def add_sound_features(
     Raises: EmoError when the model lacks its audio encoder, or the dataset is damaged.
     """
     folder = model_folder(model)
-    config = read_model_config(folder / "config.json")
+    config = _config(folder)
     encoder = build_wav2vec(config.audio)
     load_part(folder, "audio_encoder", encoder)
     nn.Module.to(encoder, device).requires_grad_(False)
@@ -93,7 +93,7 @@ def add_latents(
     Raises: EmoError when the model lacks its autoencoder, or the dataset is damaged.
     """
     folder = model_folder(model)
-    config: ModelConfig = read_model_config(folder / "config.json")
+    config = _config(folder)
     network = build_autoencoder(config.autoencoder)
     load_part(folder, "autoencoder", network)
     network.to(device).eval().requires_grad_(False)
@@ -116,6 +116,12 @@ def add_latents(
     rows = iter(range(len(clips.keys)))
     _add(dataset / name, about, clips, rows, {"latents": latents}, say)
     return name
+
+
+def _config(folder: Path) -> ModelConfig:
+    """A model's numbers; runs of one encoder leave none, and only `mini` trains its encoders."""
+    file = folder / "config.json"
+    return read_model_config(file) if file.exists() else PRESETS["mini"]
 
 
 def _name(kind: str, model: str | Path, part: str) -> str:
