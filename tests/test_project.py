@@ -95,7 +95,8 @@ def test_the_readme_names_only_commands_and_options_that_exist() -> None:
         name: {option for parameter in command.params for option in parameter.opts}
         for name, command in commands.items()
     }
-    readme = (ROOT / "README.md").read_text() + (ROOT / "docs" / "training.md").read_text()
+    pages = ("README.md", "docs/training.md", "docs/evaluation.md")
+    readme = "".join((ROOT / page).read_text() for page in pages)
     lines = re.findall(r"^ {4,}emo (train \w+|\w+)([^#\n]*)", readme, re.M)
     lines += [("generate", row) for row in re.findall(r"^\| (`--.*?) \|", readme, re.M)]
     assert len(lines) > 8
