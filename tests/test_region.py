@@ -11,7 +11,13 @@ from made_faces import made_face
 
 from emo_cli.errors import EmoError
 from emo_cli.metrics.contract import Frame, VideoFeatures, VideoInfo
-from emo_cli.metrics.region import SOURCES, FaceRegion, RegionExtractor, inside_region
+from emo_cli.metrics.region import (
+    SOURCES,
+    FaceRegion,
+    RegionExtractor,
+    inside_region,
+    reported_region,
+)
 from emo_cli.portrait import prepare_portrait
 
 REGION = np.array([10, 10, 30, 30], np.float32)
@@ -63,9 +69,12 @@ def test_travel_is_counted_in_faces():
     ],
 )
 def test_the_report_beside_a_video_says_its_region(tmp_path: Path, face_region: str, expected):
-    found = read(write_report(tmp_path, face_region), (0, 0, 5, 5))
-    np.testing.assert_allclose(found["region"], expected)
-    assert SOURCES[int(found["source"])] == "report"
+    video = write_report(tmp_path, face_region)
+    np.testing.assert_allclose(reported_region(video), expected)
+    inside = VideoFeatures(key="a", info=video, arrays=read(video, expected, (90, 0, 95, 5)))
+    score = FaceRegion().score([inside], None)
+    assert score.values["region_inside"] == pytest.approx(50)
+    assert score.notes == ("face region from: report (1)",)
 
 
 @pytest.mark.parametrize(
@@ -79,14 +88,17 @@ def test_the_report_beside_a_video_says_its_region(tmp_path: Path, face_region: 
     ],
 )
 def test_another_programs_report_says_nothing(tmp_path: Path, changes: dict):
-    found = read(write_report(tmp_path, "box", **changes), None, (10, 10, 30, 30))
+    video = write_report(tmp_path, "box", **changes)
+    assert reported_region(video) is None
+    found = read(video, None, (10, 10, 30, 30))
     np.testing.assert_allclose(found["region"], (9, 9, 31, 31))
-    assert SOURCES[int(found["source"])] == "first frame"
+    score = FaceRegion().score([VideoFeatures(key="a", info=video, arrays=found)], None)
+    assert score.notes == ("face region from: first frame (1)",)
 
 
 def test_a_report_that_is_no_json_says_nothing(tmp_path: Path):
     (tmp_path / "a.json").write_bytes(b"\xff{")
-    assert int(read(info(tmp_path / "a.mp4"), (1, 1, 9, 9))["source"]) == 2
+    assert reported_region(info(tmp_path / "a.mp4")) is None
 
 
 def test_the_portraits_region_is_that_of_its_mask(portrait: Path):

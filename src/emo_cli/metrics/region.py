@@ -29,10 +29,10 @@ SOURCES = ("report", "portrait", "first frame")
 
 
 class RegionExtractor:
-    """Where the face is, and where it was asked to stay.
+    """Where the face is, and where the portrait has it.
 
-    Arrays: `boxes` [T, 4] float32, NaN where there is no face; `region` [4] float32, NaN when no
-    frame shows a face and nothing else says it; `source` [], an index into SOURCES.
+    Arrays: `boxes` [T, 4] float32, NaN where there is no face; `region` [4] float32, the portrait's
+    or the first face's, NaN where there is neither; `source` [], an index into SOURCES.
     """
 
     name = "region"
@@ -44,19 +44,14 @@ class RegionExtractor:
 
     def begin(self, info: VideoInfo) -> RegionReading:
         """Start on a video. Raises: EmoError when its portrait cannot be read or has no face."""
-        region = reported_region(info)
-        if region is not None:
-            return RegionReading(region, SOURCES.index("report"))
-        region = portrait_region(info)
-        return RegionReading(region, SOURCES.index("portrait" if region else "first frame"))
+        return RegionReading(portrait_region(info))
 
 
 class RegionReading:
     """The boxes so far."""
 
-    def __init__(self, region: Box | None, source: int) -> None:
+    def __init__(self, region: Box | None) -> None:
         self._region = region
-        self._source = source
         self._boxes: list[Box] = []
 
     def add(self, frames: Sequence[Frame]) -> None:
@@ -75,7 +70,7 @@ class RegionReading:
         return {
             "boxes": boxes,
             "region": np.array(region or (np.nan,) * 4, np.float32),
-            "source": np.array(self._source, np.int64),
+            "source": np.array(SOURCES.index("portrait" if self._region else "first frame")),
         }
 
 
@@ -127,9 +122,11 @@ class FaceRegion:
         per_video: dict[str, dict[str, float]] = {column.key: {} for column in self.columns}
         sources = [0, 0, 0]
         for video in generated:
-            sources[int(video.arrays["source"])] += 1
-            values = inside_region(video.arrays["boxes"], video.arrays["region"])
-            for key, value in values.items():
+            # Read now: what an extractor found is kept, and a report may come or go meanwhile.
+            reported = reported_region(video.info)
+            sources[int(video.arrays["source"]) if reported is None else 0] += 1
+            region = video.arrays["region"] if reported is None else np.array(reported)
+            for key, value in inside_region(video.arrays["boxes"], region).items():
                 per_video[key][video.key] = value
         if not sum(sources):
             raise EmoError("there is no video to look for faces in", "Name a folder with videos.")
