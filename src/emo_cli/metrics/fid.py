@@ -2,7 +2,8 @@
 
 Protocol: every fifth frame of a video from its first, at 25 frames per second (15 of a video of
 3 s), whole and as it is; bilinear resize to 299 x 299 and range -1..1 as in pytorch-fid; pool3
-features (2048) of Inception 2015-12-05 in fp32; covariances divided by N - 1.
+features (2048) of Inception 2015-12-05 in fp32; covariances divided by N - 1. torch-fidelity has
+the same network and distance, but resizes as TensorFlow 1 did: its figures are others.
 """
 
 from __future__ import annotations

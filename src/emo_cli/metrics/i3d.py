@@ -46,7 +46,11 @@ class Unit(nn.Conv3d):
         super().__init__(channels, width, kernel, stride, kernel // 2 if stride == 1 else 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu_(super().forward(x))
+        if self.kernel_size == (1, 1, 1):  # as a matrix product: it leaves the channels last
+            x = F.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias)
+            return F.relu_(x).permute(0, 4, 1, 2, 3)
+        # torch computes small convolutions channels first; pooling that is ten times slower.
+        return F.relu_(super().forward(x)).contiguous(memory_format=torch.channels_last_3d)
 
 
 class Block(nn.Module):
@@ -77,9 +81,7 @@ class Block(nn.Module):
         first = self.first(self.narrow_first(x))
         second = self.second(self.narrow_second(x))
         pooled = self.pooled(F.max_pool3d(x, 3, stride=1, padding=1))
-        joined = torch.cat([self.direct(x), first, second, pooled], 1)
-        # torch computes small convolutions channels first; pooling that is ten times slower.
-        return joined.contiguous(memory_format=torch.channels_last_3d)
+        return torch.cat([self.direct(x), first, second, pooled], 1)
 
 
 class I3D(nn.Module):
