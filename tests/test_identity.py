@@ -13,15 +13,10 @@ from made_faces import made_face
 
 from emo_cli.errors import EmoError
 from emo_cli.faces import find_faces
-from emo_cli.metrics import dlib_network
+from emo_cli.metrics import arcface, dlib_network
 from emo_cli.metrics.contract import Frame, VideoFeatures, VideoInfo
-from emo_cli.metrics.identity import (
-    NETWORK,
-    DlibEmbedding,
-    FSim,
-    IdentityExtractor,
-    compare,
-)
+from emo_cli.metrics.face_embedding import NETWORK, ArcFaceEmbedding, DlibEmbedding
+from emo_cli.metrics.identity import ARCFACE, FSim, IdentityExtractor, compare
 from emo_cli.picture import read_picture
 from emo_cli.weights import weights_path
 
@@ -260,3 +255,78 @@ def test_people_of_the_shared_data_are_told_apart(embedding: DlibEmbedding, shar
     one, other = describe("001_neutral"), describe("002_neutral")
     _, (same, different) = compare(np.stack([describe("001_smile"), other]), one)
     assert same < 0.4 and different > 0.6
+
+
+@pytest.fixture(scope="module")
+def arcface_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the published names, with one block a level."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("arcface") / "backbone.pth"
+    torch.save(arcface.IResNet((1, 1, 1, 1)).state_dict(), path)
+    return path
+
+
+def test_arcface_has_the_published_size_and_names():
+    with torch.device("meta"):
+        network = arcface.IResNet((3, 4, 14, 3))  # r50
+    assert sum(p.numel() for p in network.parameters()) == 43_590_848
+    names = network.state_dict().keys()
+    assert {"layer3.13.bn3.running_var", "layer1.0.downsample.1.weight", "prelu.weight"} <= names
+    assert {"fc.bias", "features.running_mean", "layer4.2.prelu.weight"} <= names
+
+
+def test_arcface_is_read_off_its_file_and_compares_faces(arcface_file: Path, portrait: Path):
+    embedding = ArcFaceEmbedding(arcface_file)
+    picture = read_picture(portrait)
+    face = embedding.cut(picture, find_faces(picture)[0])
+    assert face.shape == (112, 112, 3)
+    one, other = embedding.embed(np.stack([face, 255 - face]))
+    assert one.shape == (512,)
+    np.testing.assert_allclose(embedding.embed(face[None])[0], one, atol=1e-4)
+    assert np.abs(one - other).max() > 1e-3
+
+
+def test_arcfaces_five_points_come_to_their_places():
+    angle = np.radians(20)
+    turn = 2.5 * np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
+    points = arcface.TEMPLATE @ turn.T + (130, 20)
+    picture, landmarks = np.zeros((400, 400, 3), np.uint8), np.zeros((478, 3), np.float32)
+    for (x, y), group in zip(points, arcface.POINT_LANDMARKS, strict=True):
+        picture[round(y) - 4 : round(y) + 4, round(x) - 4 : round(x) + 4] = 255
+        landmarks[list(group), :2] = (x, y)
+    seen = arcface.align_face(picture, landmarks)[..., 0].astype(float)
+    for x, y in arcface.TEMPLATE:
+        rows, columns = slice(round(y) - 6, round(y) + 7), slice(round(x) - 6, round(x) + 7)
+        spot = seen[rows, columns]
+        assert (spot.sum(1) @ np.arange(13)) / spot.sum() + rows.start == pytest.approx(y, abs=0.5)
+        assert (spot.sum(0) @ np.arange(13)) / spot.sum() + columns.start == pytest.approx(
+            x, abs=0.5
+        )
+
+
+def test_a_similarity_is_found_exactly():
+    angle = 0.3
+    turn = 1.7 * np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
+    matrix = arcface.fit_similarity(arcface.TEMPLATE, arcface.TEMPLATE @ turn.T + (5, -9))
+    np.testing.assert_allclose(matrix, np.column_stack([turn, (5, -9)]), atol=1e-9)
+
+
+@pytest.mark.parametrize("values", [{"a": torch.zeros(1)}, {}, [1], None])
+def test_what_is_no_arcface_network_is_refused(tmp_path: Path, values):
+    path = tmp_path / "backbone.pth"
+    path.write_bytes(b"nothing") if values is None else torch.save(values, path)
+    with pytest.raises(EmoError, match="is no ArcFace network"):
+        arcface.load_arcface(path)
+
+
+def test_missing_arcface_says_where_it_belongs(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("EMO_HOME", str(tmp_path))
+    with pytest.raises(EmoError, match=r"eval/arcface\.pth") as caught:
+        IdentityExtractor(ArcFaceEmbedding(), name="arcface").digest  # noqa: B018
+    assert "research only" in caught.value.hint
+
+
+def test_arcface_has_a_column_of_its_own():
+    score = ARCFACE.score([features("a", [0.5, 0.7], [1.0, 1.0])], None)
+    assert score.values == {"fsim-arcface": pytest.approx(0.6)}
+    assert score.per_video == {"fsim-arcface": {"a": pytest.approx(0.6)}}

@@ -10,9 +10,9 @@ where none is given it is the first frame that shows a face, and that frame itse
 The paper treats F-SIM as an index of the population: what is close to the real videos' value is
 better, not what is high. A frozen portrait has the highest.
 
-Another network plugs in as a `FaceEmbedding`: ArcFace, say, whose published weights are for
-research only and are never fetched. Figures of two networks are not comparable; `digest` keeps
-their features apart.
+Protocol `arcface` (metric `fsim-arcface`) is the same with ArcFace's network, for users who have
+its weights: they are for research only and are never fetched. Figures of two networks are not
+comparable: each has its own columns.
 
 Legend: T frames, D numbers that describe a face, S the side of a face picture in pixels.
 """
@@ -20,100 +20,18 @@ Legend: T frames, D numbers that describe a face, S the side of a face picture i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
-from typing import Any, Protocol
 
 import numpy as np
 
 from emo_cli.errors import EmoError
-from emo_cli.faces import Face, find_faces
+from emo_cli.faces import find_faces
 from emo_cli.metrics.contract import Column, Frame, Score, VideoFeatures, VideoInfo
-from emo_cli.metrics.digest import downloaded_sha256, features_digest
+from emo_cli.metrics.digest import features_digest
+from emo_cli.metrics.face_embedding import DlibEmbedding, FaceEmbedding
 from emo_cli.picture import read_picture
-from emo_cli.weights import weights_path
 
 SAME_PERSON = 0.6  # dlib's own threshold of the distance
-NETWORK, LANDMARKS = "eval/face_embedding.dat", "eval/face_5_points.dat"
-# dlib's landmarks start from the square that its detector gives, MediaPipe's boxes are the hull of
-# the landmarks: on 20 portraits the square was 0.96 of the box's mean side (deviation 0.06) and
-# had the same centre.
-SQUARE = 0.96
-SIDE, PADDING = 150, 0.25  # of a face picture: pixels, share of the face around it
-BATCH = 32
-
-
-class FaceEmbedding(Protocol):
-    """Turns faces into numbers that say who it is."""
-
-    @property
-    def digest(self) -> str:
-        """Changes with the weights and with how faces are cut out. Raises: EmoError, as below."""
-        ...
-
-    def cut(self, picture: np.ndarray, face: Face) -> np.ndarray:
-        """The face of a picture [H, W, 3] uint8 as the network takes it, [S, S, 3] uint8."""
-        ...
-
-    def embed(self, faces: np.ndarray) -> np.ndarray:
-        """Faces [N, S, S, 3] uint8 -> descriptors [N, D] float32."""
-        ...
-
-
-class DlibEmbedding:
-    """dlib's network and landmarks (both CC0), from `emo download eval`.
-
-    Raises: EmoError, at the first use, when the weights or `dlib-bin` are not here.
-    """
-
-    @cached_property
-    def digest(self) -> str:
-        assert self._dlib  # what is missing is told before any video is read
-        return features_digest(
-            f"dlib 1: square {SQUARE}, {SIDE} px, padding {PADDING}",
-            downloaded_sha256(NETWORK),
-            downloaded_sha256(LANDMARKS),
-        )
-
-    def cut(self, picture: np.ndarray, face: Face) -> np.ndarray:
-        """The upright face [S, S, 3] uint8."""
-        x0, y0, x1, y1 = face.box
-        half = SQUARE * (face.width + face.height) / 4
-        x, y = (x0 + x1) / 2, (y0 + y1) / 2
-        square = (round(v) for v in (x - half, y - half, x + half, y + half))
-        picture = np.ascontiguousarray(picture)
-        points = self._predictor(picture, self._dlib.rectangle(*square))
-        return self._dlib.get_face_chip(picture, points, SIDE, PADDING)
-
-    def embed(self, faces: np.ndarray) -> np.ndarray:
-        """Faces [N, S, S, 3] uint8 -> descriptors [N, 128] float32."""
-        import torch
-
-        parts = []
-        with torch.inference_mode():
-            for batch in torch.from_numpy(faces).split(BATCH):
-                parts.append(self._network(batch.permute(0, 3, 1, 2).float()).numpy())
-        return np.concatenate(parts)
-
-    @cached_property
-    def _dlib(self) -> Any:
-        try:
-            import dlib
-        except ImportError as error:
-            raise EmoError(
-                f"F-SIM needs dlib, which cannot be loaded: {error}",
-                "pip install 'emo-cli[eval]' brings it (dlib-bin); or leave fsim out of --metrics.",
-            ) from error
-        return dlib
-
-    @cached_property
-    def _predictor(self) -> Any:
-        return self._dlib.shape_predictor(str(weights_path(LANDMARKS)))
-
-    @cached_property
-    def _network(self) -> Any:
-        from emo_cli.metrics.dlib_network import load_face_network
-
-        return load_face_network(weights_path(NETWORK))
+BATCH = 32  # faces kept until the network runs
 
 
 class IdentityExtractor:
@@ -123,11 +41,11 @@ class IdentityExtractor:
     frame that stands in for a portrait; `reference` [], that frame's number, or -1 for a portrait.
     """
 
-    name = "identity"
     wants_faces = True
 
-    def __init__(self, embedding: FaceEmbedding | None = None) -> None:
+    def __init__(self, embedding: FaceEmbedding | None = None, *, name: str = "identity") -> None:
         self.embedding = embedding or DlibEmbedding()
+        self.name = name
 
     @property
     def digest(self) -> str:
@@ -200,18 +118,29 @@ def compare(found: np.ndarray, portrait: np.ndarray) -> tuple[np.ndarray, np.nda
     return cosine, np.linalg.norm(wide - one, axis=1)
 
 
-class FSim:
-    """F-SIM, the mean over videos of the mean over frames; dlib's distance beside it."""
+DLIB_COLUMNS = (
+    Column(key="fsim", heading="F-SIM", digits=3, better="real"),
+    Column(key="face_distance", heading="Face distance", digits=3, better="real"),
+    Column(key="same_person", heading="Same person", digits=1, better="high", unit="%"),
+    Column(key="no_face", heading="No face", digits=1, better="low", unit="%"),
+)
+ARCFACE_COLUMNS = (Column(key="fsim-arcface", heading="F-SIM (ArcFace)", digits=3, better="real"),)
 
-    name = "fsim"
-    extractor = "identity"
+
+class FSim:
+    """F-SIM, the mean over videos of the mean over frames; dlib's distance beside its own."""
+
     needs_real = False
-    columns = (
-        Column(key="fsim", heading="F-SIM", digits=3, better="real"),
-        Column(key="face_distance", heading="Face distance", digits=3, better="real"),
-        Column(key="same_person", heading="Same person", digits=1, better="high", unit="%"),
-        Column(key="no_face", heading="No face", digits=1, better="low", unit="%"),
-    )
+
+    def __init__(
+        self,
+        name: str = "fsim",
+        extractor: str = "identity",
+        columns: tuple[Column, ...] = DLIB_COLUMNS,
+    ) -> None:
+        self.name = name
+        self.extractor = extractor
+        self.columns = columns
 
     def score(
         self, generated: Iterable[VideoFeatures], real: Iterable[VideoFeatures] | None
@@ -227,8 +156,10 @@ class FSim:
             without_portrait += video.info.portrait is None
             values = _of_video(video)
             empty += "fsim" not in values
-            for key, value in values.items():
-                per_video[key][video.key] = value
+            for column in self.columns:
+                figure = column.key.partition("-")[0]  # the network's name follows
+                if figure in values:
+                    per_video[column.key][video.key] = values[figure]
         if not videos:
             raise EmoError("there is no video to compare faces in", "Name a folder with videos.")
         notes = []
@@ -264,3 +195,6 @@ def means_of(per_video: dict[str, dict[str, float]]) -> dict[str, float | None]:
         column: float(np.mean([found[key] for key in sorted(found)])) if found else None
         for column, found in per_video.items()
     }
+
+
+ARCFACE = FSim("fsim-arcface", "arcface", ARCFACE_COLUMNS)

@@ -106,7 +106,7 @@ class HeadMotion:
     name = "motion"
     extractor = "motion"
     needs_real = False
-    columns = (
+    columns: tuple[Column, ...] = (
         Column(key="velocity", heading="Mean velocity", digits=3, better="real", unit="°/frame"),
         Column(
             key="velocity_variance",

@@ -105,7 +105,7 @@ class FaceRegion:
     name = "region"
     extractor = "region"
     needs_real = False
-    columns = (
+    columns: tuple[Column, ...] = (
         Column(key="region_inside", heading="Boxes inside", digits=1, better="none", unit="%"),
         Column(key="region_area", heading="Face area inside", digits=1, better="high", unit="%"),
         Column(key="swing", heading="Sideways", digits=3, better="none", unit="face widths"),

@@ -50,6 +50,12 @@ def _fsim() -> Metric:
     return FSim()
 
 
+def _fsim_arcface() -> Metric:
+    from emo_cli.metrics.identity import ARCFACE
+
+    return ARCFACE
+
+
 def _motion() -> Metric:
     from emo_cli.metrics.motion import HeadMotion
 
@@ -104,6 +110,13 @@ def _identity() -> Extractor:
     return IdentityExtractor()
 
 
+def _arcface() -> Extractor:
+    from emo_cli.metrics.face_embedding import ArcFaceEmbedding
+    from emo_cli.metrics.identity import IdentityExtractor
+
+    return IdentityExtractor(ArcFaceEmbedding(), name="arcface")
+
+
 def _motion_features() -> Extractor:
     from emo_cli.metrics.motion import MotionExtractor
 
@@ -122,6 +135,7 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "sync": _sync,
     "syncnet": _syncnet,
     "fsim": _fsim,
+    "fsim-arcface": _fsim_arcface,
     "fvd": _fvd,
     "efid": _efid,
     "efid-deep3d": _efid_deep3d,
@@ -135,6 +149,7 @@ EXTRACTORS: dict[str, Callable[[], Extractor]] = {
     "sync": _sync_features,
     "syncnet": _syncnet_features,
     "identity": _identity,
+    "arcface": _arcface,
     "i3d": _i3d,
     "expression": _expression,
     "deep3d": _deep3d,
