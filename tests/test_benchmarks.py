@@ -1,0 +1,74 @@
+"""The benchmarks run at small width on a CPU, and count what they say they count."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import SMALL_FULL, SMALL_MINI
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    """Benchmarks import each other by their bare names."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if (BENCHMARKS / f"{name}.py").exists():
+            del sys.modules[name]
+
+
+def test_flops_of_a_matrix_product_and_of_attention_are_counted_on_a_cpu():
+    from measure import flops
+
+    a = torch.randn(4, 8)
+    assert flops(lambda: a @ a.T, CPU) == 2 * 4 * 8 * 4
+    q = torch.randn(1, 2, 16, 8)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert flops(lambda: attend(q, q, q), CPU) == 2 * 2 * (2 * 16 * 16 * 8)
+
+
+def test_the_table_of_full_is_made_row_by_row():
+    from full import Row, table
+
+    rows = (Row(quality="balanced"), Row(quality="fast"), Row(quality="fast", low_vram=True))
+    results = table(SMALL_FULL, rows, CPU, torch.float32, clips=1, budget_s=1e9)
+    assert list(results) == ["balanced, eager", "fast, eager", "fast, eager, low VRAM"]
+    balanced, fast, low = results.values()
+    assert 0 < fast["tflop"] < balanced["tflop"] / 2
+    assert {"guided step", "step", "decode"} <= balanced["phases"].keys()
+    assert {"step", "step, deep features reused"} <= fast["phases"].keys()
+    assert low["apart_from_eager"] == 0 and low["s_per_clip"] > 0
+
+
+def test_rows_beyond_the_budget_are_left_out(capsys):
+    from full import Row, table
+
+    rows = (Row(quality="fast"),)
+    assert table(SMALL_FULL, rows, CPU, torch.float32, clips=1, budget_s=-1.0) == {}
+    assert "left out" in capsys.readouterr().out
+
+
+def test_a_step_is_compared_with_diffusers_of_the_same_widths():
+    from step import compare
+
+    rows = compare(SMALL_MINI, CPU, torch.float32, repeats=1)
+    assert rows.keys() == {"emo", "diffusers"}
+    assert all(row["gflop"] > 0 and row["cpu_s"] > 0 for row in rows.values())
+
+
+def test_reused_deep_features_cost_fewer_flops(small_model):
+    from clip_phases import clip_phases, count_clip
+    from full import prepared
+
+    from emo_cli import Engine
+
+    engine = Engine(small_model, device="cpu")
+    counts = count_clip(engine, clip_phases(engine, prepared(engine, "fast", 2)))
+    assert counts["step, deep features reused"] < 0.6 * counts["step"]
+    steps = 3 * counts["step"] + 2 * counts["step, deep features reused"]
+    assert counts["clip"] == steps + counts["clip conditions"] + counts["decode"]
