@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -313,3 +316,46 @@ def test_a_portrait_is_told_to_extractors_and_its_absence_to_the_user(
     with_portrait = [item.info.portrait for item in result.methods[0].videos.items]
     assert with_portrait == [tmp_path / "clip0.png", None, None]
     assert "2 videos without a portrait, such as clip1, deep/clip2" in "\n".join(result.notes)
+
+
+# --- stopping and going on
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from fake_metrics import Drift, TintDistance, fake_extractors
+from made_faces import MagentaFinder
+from emo_cli.metrics.evaluate import EvalOptions, evaluate
+from emo_cli.metrics.pairing import open_videos
+
+def progress(what, done, total):
+    if (what, done) == ("reading", 2):
+        os.kill(os.getpid(), 9)
+
+if __name__ == "__main__":
+    root, cache = map(Path, sys.argv[1:])
+    evaluate(
+        EvalOptions(methods=(open_videos("slow", root / "slow"),),
+                    real=open_videos("real videos", root / "real"),
+                    portraits={}, cache=cache, workers=1),
+        metrics=[TintDistance(), Drift()], make_extractors=fake_extractors,
+        make_finder=MagentaFinder, progress=progress,
+    )
+"""
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    monkeypatch.setenv(LOG, str(tmp_path / "log"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    command = [sys.executable, tmp_path / "killed.py", videos, tmp_path / "cache"]
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == -9
+    time.sleep(0.5)  # the worker sees the closed pipe and ends
+    begun = lines(tmp_path / "log")
+    assert 2 <= len(begun) < 6
+    result = run(videos, tmp_path / "cache", "slow")
+    again = len(lines(tmp_path / "log")) - len(begun)
+    assert again <= 4  # the two that were done are not read again
+    assert values_of(result) == values_of(run(videos, tmp_path / "fresh", "slow"))

@@ -212,15 +212,27 @@ def test_ticks_are_round_and_within_the_range() -> None:
 def test_a_curve_has_a_gap_where_nothing_was_measured() -> None:
     values = np.array([0, 1, np.nan, np.nan, 2, 3.0])
     curve = Curve(label="<x>", css="s0", values=values)
-    chart = time_chart("t", [curve], fps=25, own_scales=False)
+    chart = time_chart("t", [curve], fps=25)
     path = re.search(r'd="([^"]+)"', chart)
     assert path is not None and path[1].count("M") == 2
     assert "nan" not in chart and "&lt;x&gt;" in chart
 
 
+def test_a_scale_begins_at_0_unless_it_is_to_fit() -> None:
+    curve = Curve(label="x", css="s0", values=np.array([0.96, 0.98]))
+    whole, fitted = time_chart("t", [curve], fps=25), time_chart("t", [curve], fps=25, least_span=1)
+    close = time_chart("t", [curve], fps=25, least_span=0.001)
+    heights = [
+        [float(y) for y in re.findall(r",([\d.]+)", c.split("<path")[1])]
+        for c in (whole, fitted, close)
+    ]
+    rises = [ys[0] - ys[1] for ys in heights]
+    assert rises[0] < 3 and rises[1] < 3 and rises[2] > 40
+
+
 def test_long_curves_and_many_dots_stay_small() -> None:
     curve = Curve(label="x", css="s0", values=np.sin(np.arange(90_000) / 900))
-    assert len(time_chart("t", [curve], fps=25, own_scales=False)) < 20_000
+    assert len(time_chart("t", [curve], fps=25)) < 20_000
     values = {f"video{i}": float(i % 977) for i in range(10_000)}
     chart = dot_chart("d", {"a": ("s0", values)}, digits=1)
     assert chart.count("<circle") == 400

@@ -101,15 +101,26 @@ def _dots(
     return "".join(lines)
 
 
-def time_chart(title: str, curves: Sequence[Curve], *, fps: int, own_scales: bool) -> str:
-    """Curves over the seconds of a video, on one scale from 0, or each on its own."""
+def time_chart(
+    title: str,
+    curves: Sequence[Curve],
+    *,
+    fps: int,
+    own_scales: bool = False,
+    least_span: float | None = None,
+) -> str:
+    """Curves over the seconds of a video, on one scale from 0, or each on its own.
+
+    With `least_span` the scale need not begin at 0: it fits the values, but is that wide at least.
+    """
     curves = [curve for curve in curves if np.isfinite(curve.values).any()]
     if not curves:
         return ""
     length = max(len(curve.values) for curve in curves)
-    spans = [_span(curve.values) for curve in curves]
+    spans = [_span(curve.values, from_zero=least_span is None) for curve in curves]
     if not own_scales:
-        spans = [(min(s[0] for s in spans), max(s[1] for s in spans))] * len(spans)
+        low, high = min(s[0] for s in spans), max(s[1] for s in spans)
+        spans = [(min(low, high - (least_span or 0.0)), high)] * len(spans)
     bottom = CURVE_HEIGHT - 18
     seconds = max(length - 1, 1) / fps
     parts = [_axis(ticks(0, seconds), 0, seconds, bottom, unit=" s")]
@@ -204,7 +215,9 @@ def _range(low: float, high: float) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _span(values: np.ndarray) -> tuple[float, float]:
-    """From 0, or below it where values are negative, to a little above the largest."""
-    low, high = min(0.0, float(np.nanmin(values))), float(np.nanmax(values))
+def _span(values: np.ndarray, *, from_zero: bool) -> tuple[float, float]:
+    """From the least value, or from 0 if that is below it, to a little above the largest."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if from_zero:
+        low = min(low, 0.0)
     return low, high + 0.05 * (high - low) if high > low else low + 1.0

@@ -287,7 +287,7 @@ def _progress(quiet: bool) -> Iterator[Progress]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("videos, ETA"),
+        TextColumn("ETA"),
         TimeRemainingColumn(),
     )
     tasks = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,6 @@ def evaluate(
     make_extractors: decode.MakeExtractors,
     make_finder: decode.MakeFinder = decode.face_finder,
     progress: Progress = lambda what, done, total: None,
-    say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Score every method, and the real videos, by every metric.
 
@@ -109,12 +108,12 @@ def evaluate(
     )
     for videos in sets:
         _check_usable(videos)
-    say("scoring")
     real = sets.pop() if options.real else None
+    scorer = _Scorer(metrics, real, len(sets), progress)
     result = Evaluation(
         metrics=tuple(metrics),
-        methods=tuple(_score(videos, real, metrics, is_real=False) for videos in sets),
-        real=_score(real, None, metrics, is_real=True) if real else None,
+        methods=tuple(scorer.score(videos) for videos in sets),
+        real=scorer.score(real) if real else None,
         digests=digests,
         missing={videos.folder.name: _missing(videos.folder, options.real) for videos in sets},
         notes=tuple(_notes([*sets, *([real] if real else [])], bool(options.portraits))),
@@ -150,50 +149,69 @@ def _check_usable(videos: VideoSet) -> None:
     )
 
 
-def _score(
-    videos: VideoSet, real: VideoSet | None, metrics: Sequence[Metric], *, is_real: bool
-) -> SetScore:
-    values: dict[str, float | None] = {}
-    per_video: dict[str, Mapping[str, float]] = {}
-    notes: list[str] = []
-    for metric in metrics:
-        if metric.needs_real and is_real:
-            continue
-        score = _score_one(metric, videos, real)
-        values |= score.values
-        per_video |= score.per_video
-        notes += [line for line in score.notes if line not in notes]
-    frames, faceless = _count_frames(videos)
-    return SetScore(
-        videos=videos,
-        is_real=is_real,
-        num_frames=frames,
-        num_faceless=faceless,
-        values=values,
-        per_video=per_video,
-        notes=tuple(notes),
-    )
+class _Scorer:
+    """Puts every metric to every set; says how far it is."""
 
+    def __init__(
+        self,
+        metrics: Sequence[Metric],
+        real: VideoSet | None,
+        num_methods: int,
+        progress: Progress,
+    ) -> None:
+        self._metrics = metrics
+        self._real = real
+        self._progress = progress
+        alone = sum(not metric.needs_real for metric in metrics)  # these judge real videos too
+        self._done, self._total = 0, num_methods * len(metrics) + (alone if real else 0)
 
-def _score_one(metric: Metric, videos: VideoSet, real: VideoSet | None) -> Score:
-    """A metric that cannot be had says why and leaves its columns empty: others still can."""
-    others = real.features(metric.extractor) if real else None
-    try:
-        return metric.score(videos.features(metric.extractor), others)
-    except EmoError as problem:
-        empty: dict[str, float | None] = {column.key: None for column in metric.columns}
-        return Score(values=empty, notes=(f"{metric.name}: {problem.message}",))
+    def score(self, videos: VideoSet) -> SetScore:
+        """All figures of a set; of the real videos those that need no others."""
+        is_real = videos is self._real
+        values: dict[str, float | None] = {}
+        per_video: dict[str, Mapping[str, float]] = {}
+        notes: list[str] = []
+        for metric in self._metrics:
+            if metric.needs_real and is_real:
+                continue
+            score = self._score_one(metric, videos, None if is_real else self._real)
+            values |= score.values
+            per_video |= score.per_video
+            notes += [line for line in score.notes if line not in notes]
+        frames, faceless = _count_frames(videos)
+        return SetScore(
+            videos=videos,
+            is_real=is_real,
+            num_frames=frames,
+            num_faceless=faceless,
+            values=values,
+            per_video=per_video,
+            notes=tuple(notes),
+        )
+
+    def _score_one(self, metric: Metric, videos: VideoSet, real: VideoSet | None) -> Score:
+        """A metric that cannot be had says why and leaves its columns empty: others still can."""
+        others = real.features(metric.extractor) if real else None
+        try:
+            score = metric.score(videos.features(metric.extractor), others)
+        except EmoError as problem:
+            empty: dict[str, float | None] = {column.key: None for column in metric.columns}
+            score = Score(values=empty, notes=(f"{metric.name}: {problem.message}",))
+        self._done += 1
+        self._progress("scoring", self._done, self._total)
+        return score
 
 
 def _count_frames(videos: VideoSet) -> tuple[int, int | None]:
     """Frames, and those without a face where faces were looked for."""
     frames, faceless = 0, None
     for item in videos.items:
-        entries = [videos.entry(item, name) for name in item.entries]
-        frames += entries[0].num_frames
-        found = [entry.num_faceless for entry in entries if entry.num_faceless is not None]
-        if found:
-            faceless = (faceless or 0) + found[0]
+        for place, name in enumerate(item.entries):
+            entry = videos.entry(item, name)
+            frames += entry.num_frames if place == 0 else 0
+            if entry.num_faceless is not None:
+                faceless = (faceless or 0) + entry.num_faceless
+                break
     return frames, faceless
 
 

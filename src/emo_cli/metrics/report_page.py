@@ -20,12 +20,13 @@ from emo_cli.metrics.tables import (
     table_notes,
 )
 
-# What the charts of a clip show: title, curves, whether each curve has a scale of its own.
 SOUND_AND_MOUTH = "Mouth opening against loudness"
-LINES = (
-    ("velocity", "Head velocity, degrees a frame"),
-    ("similarity", "Likeness to the portrait (cosine)"),
+# Curve, title, and how much its scale spans at least; None: it begins at 0.
+LINES: tuple[tuple[str, str, float | None], ...] = (
+    ("velocity", "Head velocity, degrees a frame", None),
+    ("similarity", "Likeness to the portrait (cosine)", 0.1),
 )
+FIRST = {"low": "the lowest", "high": "the highest", "real": "the nearest to real", "none": ""}
 
 
 def css_of(result: Evaluation) -> dict[str, str]:
@@ -123,7 +124,9 @@ def clips_section(result: Evaluation, clips: Sequence[Clip], column: Column | No
     """Best and worst clips, their frames and curves; the real twin, where there is one, below."""
     if not clips:
         return ""
-    by = f"Ranked by {heading(column)}. " if column else "The first clips. "
+    by = "The first clips. "
+    if column:
+        by = f"Best and worst by {column.heading}: {FIRST[column.better]} first. "
     what = "Frames are evenly spaced; below them, where there is one, the real video of that name."
     colours = css_of(result)
     cards = "".join(_clip(clip, colours[clip.set_name]) for clip in clips)
@@ -165,12 +168,12 @@ def _curves(clip: Clip, css: str) -> str:
             Curve(label="mouth opening", css=css, values=clip.curves["mouth"]),
         ]
         charts.append(time_chart(SOUND_AND_MOUTH, curves, fps=FPS, own_scales=True))
-    for key, title in LINES:
+    for key, title, least_span in LINES:
         if key in clip.curves:
             curves = [Curve(label=title, css=css, values=clip.curves[key])]
             if key in clip.real_curves:
                 curves.append(Curve(label="real", css="real", values=clip.real_curves[key]))
-            charts.append(time_chart(title, curves, fps=FPS, own_scales=False))
+            charts.append(time_chart(title, curves, fps=FPS, least_span=least_span))
     return "".join(charts)
 
 
