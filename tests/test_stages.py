@@ -233,3 +233,10 @@ def test_a_stopped_run_of_an_encoder_is_to_be_finished_first(tmp_path, capsys):
     (tmp_path / "run" / "run.json").write_text('{"name": "autoencoder"}')
     assert cli.run(["train", "pack", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 1
     assert "is not finished" in capsys.readouterr().err
+
+
+def test_sound_features_take_the_run_of_an_encoder_too(dataset, encoders, tmp_path, small_mini):
+    """`emo train audio` leaves no config.json: only `mini` trains encoders of its own."""
+    run = Path(shutil.copytree(encoders, tmp_path / "run"))
+    (run / "config.json").unlink()
+    assert precompute.add_sound_features(dataset, run) == precompute.features_name(encoders)
