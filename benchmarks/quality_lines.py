@@ -41,6 +41,7 @@ STILL = 1.0  # grey levels a frame; GRID's grey wall has 0.32
 TURNING = (0.3, 1.9)  # degrees a frame; trembling landmarks alone read 0.16 to 0.22
 BLINKS = (5, 60)  # a minute; GRID's speaker, who reads from a screen, has some 25
 INSIDE = 95.0  # % of the face's area
+MORE = 0.02  # of a face's width or height; GRID's speaker travels 0.02 in three seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +219,8 @@ def region_lines(footage: Footage) -> list[Line]:
     wide, tall = swing["wide"] - swing["box"], nod["tall"] - nod["box"]
     return [
         at_least("region", "face area inside its region, %, lowest", lowest, INSIDE, detail, True),
-        _line("region_wide", "more sideways in `wide` than in `box`", wide, "> 0", wide > 0, ""),
-        _line("region_tall", "more up and down in `tall` than in `box`", tall, "> 0", tall > 0, ""),
+        at_least("region_wide", "sideways in `wide` over `box`, face widths", wide, MORE, "", True),
+        at_least("region_tall", "up and down in `tall` over `box`, heights", tall, MORE, "", True),
     ]
 
 

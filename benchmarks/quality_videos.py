@@ -161,6 +161,7 @@ def thumbnail(picture: np.ndarray) -> np.ndarray:
 
 def write_sheet(path: Path, rows: Sequence[Sequence[np.ndarray]], columns: int = 12) -> None:
     """A contact sheet: of each row the first picture, of the others as many as fit, evenly."""
+    columns = min(columns, max(len(row) for row in rows))
     cells = np.full((len(rows), columns, THUMBNAIL, THUMBNAIL, 3), 255, np.uint8)
     for y, row in enumerate(rows):
         others = np.linspace(1, len(row) - 1, min(len(row), columns) - 1).round().astype(int)

@@ -260,7 +260,7 @@ def test_regions_are_met_when_wide_sways_and_tall_nods():
 
     footage = Footage(clip_frames=12)
     footage.regions = {
-        "box": moving(1, 1), "wide": moving(5, 1), "tall": moving(1, 0), "all": moving(5, 5)
+        "box": moving(1, 1), "wide": moving(5, 1), "tall": moving(1, 1.2), "all": moving(5, 5)
     }  # fmt: skip
     found = verdicts(quality_lines.region_lines(footage))
     assert found == {"region": True, "region_wide": True, "region_tall": False}
