@@ -91,6 +91,15 @@ def test_each_video_is_read_once_and_a_second_run_reads_none(
     assert first.methods[0].values["fid"] is not None
 
 
+def test_the_number_of_workers_changes_no_figure(videos: Path, tmp_path: Path) -> None:
+    one = run(videos, tmp_path / "one", "slow", "dark", workers=1)
+    many = run(videos, tmp_path / "many", "dark", "slow", workers=3)
+    assert values_of(one) == values_of(many)
+    entries = [sorted((tmp_path / name).rglob("*.npz")) for name in ("one", "many")]
+    names = [[path.relative_to(path.parents[2]) for path in paths] for paths in entries]
+    assert len(names[0]) == 16 and names[0] == names[1]
+
+
 def test_renamed_videos_are_known_by_their_contents(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

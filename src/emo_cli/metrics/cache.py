@@ -1,8 +1,9 @@
 """Features on disk: one file for each video and extractor, there whole or not at all.
 
 A file is found by the contents of the video, of its portrait and of the report that `emo generate`
-writes beside it, the extractor's digest and the way of decoding; names and folders do not matter. So a run goes on where it was stopped, and a
-reference set is read once for all methods ever compared with it.
+writes beside it, by the extractor's digest and the way of decoding; names and folders do not
+matter. So a run goes on where it was stopped, and a reference set is read once for all methods ever
+compared with it.
 """
 
 from __future__ import annotations

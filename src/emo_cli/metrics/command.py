@@ -41,7 +41,7 @@ def eval_command(
         str | None,
         typer.Option(
             help="Of fid, sync, fsim, fvd, efid, motion, region, with commas; default: these. "
-            "Also efid-deep3d, syncnet, for weights that you bring."
+            "Also syncnet, fsim-arcface, efid-deep3d, for weights that you bring."
         ),
     ] = None,
     report: Annotated[

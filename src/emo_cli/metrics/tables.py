@@ -10,7 +10,7 @@ from emo_cli.metrics.contract import Column
 from emo_cli.metrics.evaluate import Evaluation, SetScore
 
 # Table 1, left to right, with the variants of a metric beside it.
-PAPER_ORDER = ("fid", "sync", "syncnet", "fsim", "fvd", "efid", "efid-deep3d")
+PAPER_ORDER = ("fid", "sync", "syncnet", "fsim", "fsim-arcface", "fvd", "efid", "efid-deep3d")
 ARROWS = {"low": " ↓", "high": " ↑", "real": " ≈", "none": ""}
 NO_VALUE = "-"
 LEGEND = "↓ lower is better, ↑ higher, ≈ nearer to the real videos' value"
