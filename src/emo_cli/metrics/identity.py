@@ -10,6 +10,10 @@ where none is given it is the first frame that shows a face, and that frame itse
 The paper treats F-SIM as an index of the population: what is close to the real videos' value is
 better, not what is high. A frozen portrait has the highest.
 
+dlib's descriptors all point much the same way: of ten people of the London set the neutral and the
+smiling picture have a cosine of 0.96 to 0.996, and two people's have 0.80 to 0.93 (180 pairs, of
+which 1 lies within 0.6). Read the second digit, and the distance.
+
 Protocol `arcface` (metric `fsim-arcface`) is the same with ArcFace's network, for users who have
 its weights: they are for research only and are never fetched. Figures of two networks are not
 comparable: each has its own columns.
