@@ -19,7 +19,7 @@ from torch import Tensor
 
 from emo_cli.errors import EmoError
 from emo_cli.portrait import GROWTH
-from emo_cli.training.draws import Draw, derive_seed
+from emo_cli.training.draws import Draw, begins_video, derive_seed
 from emo_cli.training.samples import (
     Labels,
     Split,
@@ -57,6 +57,7 @@ class Needs:
     features: str | None = None
     latents: str | None = None
     pictures: bool = True  # False: latents alone, nothing is decoded
+    first_clips: float = 0.0  # share of samples that begin a video: the reference lies before them
 
     @property
     def num_frames(self) -> int:
@@ -118,6 +119,8 @@ class ClipDataset:
         if self.variation.references:
             chosen_by_mouth = frame_by_mouth(labels, start, needs.num_frames, drawn.seed)
             reference = reference if chosen_by_mouth is None else chosen_by_mouth
+        if begins_video(drawn.seed, needs.first_clips):
+            reference = start + needs.motion_frames - 1
         look = draw_look(derive_seed(drawn.seed, "look")) if self.variation.looks else None
         if look is not None:
             labels = vary_labels(labels, needs.size, look)

@@ -18,7 +18,7 @@ from emo_cli.model.backbone import Backbone, VideoState
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.layers import fold_frames, unfold_frames
 from emo_cli.sampler import build_scheduler
-from emo_cli.training.draws import derive_seed, sample_noise, sample_uniform
+from emo_cli.training.draws import FIRST_CLIP, derive_seed, sample_noise, sample_uniform
 
 ENCODE_SLICE = 8  # pictures a time through the frozen autoencoder
 
@@ -169,7 +169,7 @@ class DenoisingLoss(nn.Module):
             return []
         noise = sample_noise(seeds, "motion", tuple(motion.shape[1:]), motion)
         maps = self.reference_net.motion_features(motion + self.options.motion_noise * noise)
-        keep = self._keep(seeds, "first clip", self.options.drop_motion, motion)
+        keep = self._keep(seeds, FIRST_CLIP, self.options.drop_motion, motion)
         return [keep[:, None, None, None, None] * x for x in maps]
 
     def _timesteps(self, seeds: Tensor) -> Tensor:

@@ -52,7 +52,9 @@ PAPER = DenoisingOptions(
     min_snr=None,
     mouth_weight=1.0,
 )
-MINI_LOSS = dataclasses.replace(PAPER, motion_noise=0.05, sampled_timesteps=0.5, mouth_weight=6.0)
+MINI_LOSS = dataclasses.replace(
+    PAPER, drop_motion=0.3, motion_noise=0.1, sampled_timesteps=0.5, mouth_weight=6.0
+)
 
 
 def loss_options(stage: str, preset: str) -> DenoisingOptions:
@@ -191,6 +193,8 @@ def open_datasets(
             features=features if clip else None,
             latents=latents,
             pictures=latents is None,
+            # A small model is spared the search for the first frame's pose: it is the portrait's.
+            first_clips=MINI_LOSS.drop_motion if clip and config.name == "mini" else 0.0,
         )
         datasets.append(ClipDataset(path, split=split, needs=needs, variation=variation))
     return ClipSamples(datasets, config, window) if datasets else None

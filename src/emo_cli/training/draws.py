@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+FIRST_CLIP = "first clip"
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -85,6 +87,11 @@ def sample_uniform(seeds: Tensor, purpose: str, like: Tensor) -> Tensor:
     """Uniform numbers in [0, 1), [B], each a pure function of (seeds[i], purpose)."""
     values = [derive_seed(seed, purpose) / 2**63 for seed in seeds.tolist()]
     return torch.tensor(values, dtype=like.dtype, device=like.device)
+
+
+def begins_video(seed: int, share: float) -> bool:
+    """Whether a sample stands for the first clip of a video: no motion frames before it."""
+    return derive_seed(seed, FIRST_CLIP) / 2**63 < share
 
 
 def _generator(seed: int, device: torch.device) -> torch.Generator:
