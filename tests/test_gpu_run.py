@@ -18,9 +18,15 @@ from emo_cli import cli, config
 from emo_cli.errors import EmoError
 from emo_cli.model.load import load_model
 from emo_cli.training import precompute
-from emo_cli.training.compact import CompactClip, code_tracks, decode_tracks, pack_clips
+from emo_cli.training.compact import (
+    CompactClip,
+    code_tracks,
+    decode_tracks,
+    decode_video,
+    pack_clips,
+)
 from emo_cli.training.compact import unpack_clips as unpack
-from emo_cli.training.samples import Labels, pack_sample
+from emo_cli.training.samples import Labels, encode_frames, pack_sample
 from emo_cli.training.shards import ShardWriter
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -82,6 +88,23 @@ def test_labels_and_features_survive_packing() -> None:
         assert np.isnan(labels.poses).all()
     with pytest.raises(EmoError, match="damaged"):
         unpack(b"cut short", [clip.entry for clip in clips], 256)
+
+
+def test_colours_survive_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    packed = importlib.import_module("pack_gpu_run").PACKED_H264
+    colours = [(200, 40, 40), (40, 180, 60), (50, 60, 210), (220, 170, 140)]
+    frames = np.zeros((6, 128, 128, 3), np.uint8)
+    for number, colour in enumerate(colours):
+        frames[:, :, 32 * number : 32 * (number + 1)] = colour
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(encode_frames(frames, packed | {"crf": 20}))
+    seen = decode_video(file, {"key": "a", "frames": 6, "bias": [0, 0, 0]})
+    for number, colour in enumerate(colours):
+        middle = seen[:, :, 32 * number + 8 : 32 * number + 24].mean((0, 1, 2))
+        assert middle == pytest.approx(np.array(colour), abs=4)
+    with pytest.raises(EmoError, match="6 of 7 frames"):
+        decode_video(file, {"key": "a", "frames": 7, "bias": [0, 0, 0]})
 
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:

@@ -114,7 +114,7 @@ def encode_frames(frames: np.ndarray, options: dict[str, Any] = H264) -> bytes:
             "pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=FPS
         )
         process = FFmpegProcess(
-            ffmpeg.output(source["v:0"], file_url(path), vf=PICTURE_FILTER, **options)
+            ffmpeg.output(source["v:0"], file_url(path), **({"vf": PICTURE_FILTER} | options))
         )
         try:
             process.write(np.ascontiguousarray(frames).data.cast("B"))
