@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from emo_cli import cli
 from emo_cli.metrics import published, registry
-from emo_cli.metrics.contract import Column
+from emo_cli.metrics.contract import Column, Score
 from emo_cli.metrics.tables import best_methods, print_tables, result_tables, table_notes
 
 
@@ -131,9 +131,32 @@ def test_json_says_figures_counts_protocol_and_digests(folders: Path) -> None:
     assert found["missing"]["ours"]["not among the real videos"] == ["2"]
     assert found["extractors"]["tint"].startswith("tint 1 | 25 fps")
     assert found["published"]["tables"][0]["rows"][0][0] == "Wav2Lip"
+    assert {"python", "torch", "mediapipe"} < set(found["libraries"])
     assert found["emo_version"] and found["date"] and found["protocol"]["fps"] == 25
     code, _ = emo("eval", folders / "ours", *options, "--strict")
     assert code == 1
+
+
+def test_a_metric_that_gives_no_number_leaves_its_field_empty(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Nan(fake_metrics.TintDistance):
+        def score(self, generated: object, real: object) -> Score:  # type: ignore[override]
+            nan = float("nan")
+            return Score(values={"fid": nan}, per_video={"fid": {"0": nan, "1": 2.0}})
+
+    class Other(fake_metrics.TintDistance):
+        name = "other"
+        columns = (Column(key="other", heading="Other", digits=2, better="low"),)
+
+        def score(self, generated: object, real: object) -> Score:  # type: ignore[override]
+            return Score(values={"other": 1.0})
+
+    monkeypatch.setattr(registry, "METRICS", {"fid": Nan, "other": Other})
+    options = ["--real", folders / "real", "--metrics", "fid,other", "--json", "-q"]
+    ours = json.loads(emo("eval", folders / "ours", *options)[1])["methods"]["ours"]
+    assert ours["values"] == {"fid": None, "other": 1.0}
+    assert ours["per_video"] == {"fid": {"1": 2.0}}
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,9 @@ from emo_cli.errors import EmoError
 from emo_cli.metrics import decode
 from emo_cli.metrics.cache import Entry, entry_path, read_entry, write_entry
 from emo_cli.metrics.contract import VideoInfo
-from emo_cli.metrics.evaluate import EvalOptions, Evaluation, as_json, evaluate
+from emo_cli.metrics.evaluate import EvalOptions, Evaluation, evaluate
 from emo_cli.metrics.pairing import keep_common, open_portraits, open_videos, portrait_of
+from emo_cli.metrics.result_json import as_json
 
 RATE = 16_000
 

@@ -235,7 +235,7 @@ def _evaluate(options: EvalOptions, chosen: tuple[Metric, ...], quiet: bool) -> 
 
 def _show(result: Evaluation, *, as_json: bool, published: bool, quiet: bool) -> None:
     from emo_cli.console import note
-    from emo_cli.metrics.evaluate import as_json as plain
+    from emo_cli.metrics.result_json import as_json as plain
     from emo_cli.metrics.tables import print_tables, published_json, table_notes
 
     if as_json:

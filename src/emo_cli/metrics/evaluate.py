@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from emo_cli import __version__
 from emo_cli.errors import EmoError
 from emo_cli.metrics import decode
 from emo_cli.metrics.contract import FPS, Column, Metric, Score
@@ -199,7 +198,21 @@ class _Scorer:
             score = Score(values=empty, notes=(f"{metric.name}: {problem.message}",))
         self._done += 1
         self._progress("scoring", self._done, self._total)
-        return score
+        return _finite(score)
+
+
+def _finite(score: Score) -> Score:
+    """The score less what is no number: an empty field says that, NaN would spread."""
+    return Score(
+        values={
+            k: v if v is not None and math.isfinite(v) else None for k, v in score.values.items()
+        },
+        notes=score.notes,
+        per_video={
+            column: {key: value for key, value in found.items() if math.isfinite(value)}
+            for column, found in score.per_video.items()
+        },
+    )
 
 
 def _count_frames(videos: VideoSet) -> tuple[int, int | None]:
@@ -250,45 +263,3 @@ def _look(videos: VideoSet) -> list[str]:
     if silent:
         lines.append(f"{name}: {silent} of {len(infos)} videos have no sound")
     return lines
-
-
-def as_json(result: Evaluation) -> dict[str, Any]:
-    """The evaluation as plain values for one JSON object."""
-    return {
-        "format": 1,
-        "emo_version": __version__,
-        "date": result.date,
-        "protocol": {"decoding": decode.PROTOCOL, "faces": decode.FACES, "fps": FPS},
-        "extractors": dict(result.digests),
-        "metrics": {
-            metric.name: {
-                "extractor": metric.extractor,
-                "columns": {
-                    column.key: {
-                        "heading": column.heading,
-                        "better": column.better,
-                        "unit": column.unit,
-                    }
-                    for column in metric.columns
-                },
-            }
-            for metric in result.metrics
-        },
-        "methods": {one.name: _set_json(one) for one in result.methods},
-        "real": _set_json(result.real) if result.real else None,
-        "missing": {name: dict(keys) for name, keys in result.missing.items()},
-        "notes": list(result.notes),
-    }
-
-
-def _set_json(one: SetScore) -> dict[str, Any]:
-    return {
-        "folder": str(one.videos.folder.folder),
-        "videos": len(one.videos.items),
-        "frames": one.num_frames,
-        "frames_without_face": one.num_faceless,
-        "skipped": dict(one.videos.skipped),
-        "values": dict(one.values),
-        "per_video": {column: dict(values) for column, values in one.per_video.items()},
-        "notes": list(one.notes),
-    }

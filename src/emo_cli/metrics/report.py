@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 import string
 import tempfile
 from html import escape
@@ -14,12 +12,12 @@ from emo_cli import __version__
 from emo_cli.errors import EmoError
 from emo_cli.files import write_atomically
 from emo_cli.metrics import decode, report_page
-from emo_cli.metrics.evaluate import Evaluation, as_json
+from emo_cli.metrics.evaluate import Evaluation
 from emo_cli.metrics.report_clips import ranking_column, shown_clips
+from emo_cli.metrics.result_json import as_json, library_versions
 
 TEMPLATE = Path(__file__).parent / "report_template.html"
 PAGE, FIGURES = "index.html", "eval.json"
-LIBRARIES = ("torch", "mediapipe", "av", "numpy", "pillow")
 
 
 def check_folder(folder: Path) -> None:
@@ -66,11 +64,10 @@ def render(result: Evaluation, *, with_published: bool) -> str:
 
 
 def _about(result: Evaluation) -> dict[str, str]:
-    versions = (f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
     return {
         "date": result.date,
         "emo-cli": __version__,
-        "libraries": ", ".join([f"Python {platform.python_version()}", *versions]),
+        "libraries": ", ".join(f"{name} {v}" for name, v in library_versions().items()),
         "decoding": decode.PROTOCOL,
         "faces": decode.FACES,
     }
