@@ -229,19 +229,39 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path):
     assert_equal_runs(tmp_path, tmp_path / "whole")
 
 
-def test_two_processes_give_the_loss_curve_of_one(tmp_path):
+def launch_two(tmp_path: Path, run_folder: Path, *, kill_at: int | None = None) -> int:
+    """Train on two gloo processes; the second one may kill itself. Returns the exit code."""
     script = tmp_path / "two.py"
     script.write_text(
-        "import sys; from pathlib import Path\n"
+        "import os, signal, sys; from pathlib import Path\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_training_loop import TinyTask, run\n"
         "task = TinyTask(); task.module.net[2].p = 0\n"
-        "run(Path(sys.argv[1]), task=task)\n"
+        "def report(step, values):\n"
+        f"    if step == {kill_at} and os.environ['RANK'] == '1':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "run(Path(sys.argv[1]), task=task, report=report)\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     launch += ["--master_port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([*launch, str(script), str(tmp_path / "2")], check=True, env=env, timeout=120)
+    return subprocess.run([*launch, str(script), str(run_folder)], env=env, timeout=300).returncode
+
+
+def test_two_processes_give_the_loss_curve_of_one(tmp_path):
+    assert launch_two(tmp_path, tmp_path / "2") == 0
+    task = TinyTask()
+    task.module.net[2].p = 0
+    run(tmp_path / "1", task=task)
+    for one, two in zip(metrics(tmp_path / "1"), metrics(tmp_path / "2"), strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+
+
+def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(tmp_path):
+    assert launch_two(tmp_path, tmp_path / "2", kill_at=6) != 0
+    assert sorted(os.listdir(tmp_path / "2" / "checkpoints"))[0] == "step-00000004"
+    assert not (tmp_path / "2" / "model").exists()
+    assert launch_two(tmp_path, tmp_path / "2") == 0
     task = TinyTask()
     task.module.net[2].p = 0
     run(tmp_path / "1", task=task)
