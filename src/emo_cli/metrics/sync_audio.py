@@ -36,10 +36,10 @@ def normalise_loudness(sound: np.ndarray) -> np.ndarray:
     Mean power of blocks of 400 ms; below -70 dB, then 10 dB below the mean of the others, blocks
     do not count. Silence stays as it is; nothing is raised by more than 40 dB or clipped.
     """
-    padded = np.pad(sound.astype(np.float64), (0, max(0, BLOCK - len(sound))))
-    energy = np.concatenate([[0.0], np.cumsum(padded**2)])
-    starts = np.arange(0, len(padded) - BLOCK + 1, HOP)
-    power = (energy[starts + BLOCK] - energy[starts]) / BLOCK
+    padded = np.pad(sound, (0, max(0, BLOCK - len(sound))))
+    hops = padded[: len(padded) // HOP * HOP].reshape(-1, HOP)
+    energy = np.einsum("ij,ij->i", hops, hops, dtype=np.float64)
+    power = np.convolve(energy, np.ones(BLOCK // HOP), "valid") / BLOCK
     power = power[power > 10 ** (ABSOLUTE_GATE_DB / 10)]
     if not len(power):
         return sound.astype(np.float32)

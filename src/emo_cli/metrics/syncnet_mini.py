@@ -1,6 +1,16 @@
 """SyncNet-mini: SyncNet's two streams at a small size, trained by us with `emo train sync`.
 
-TRAINED_ON_PLACEHOLDER
+What the embedded weights have seen: 303 clips of 3 s of one man, speaker s1 of the GRID corpus
+(Cooke and others 2006, CC BY 4.0: 51 words, one camera), and 204 puppets, stills of the London,
+Canada and faker sets whose mouths follow GRID's or synthesised speech (`emo train prepare --stills`). So they
+know one real speaker, frontal faces and English; take figures of other people as a comparison
+between systems, not as absolute values. They are the averages at step 900 of 1600 of `emo train
+sync`, with a frame's features, then 128 wide, projected onto the 56 directions that matter.
+
+On GRID clips held out from training (40, same speaker): 97.5 % of shifts of the sound by -10 ... 10
+frames found within one frame; mean confidence 0.41 with a clip's own sound, 0.16 with the same
+sound in shuffled pieces of 0.4 s, 0.02 with noise or a frozen face. On held-out puppets (24):
+99.8 %; 0.22, 0.10, 0.02.
 
 Legend: `B` batch, `T` frames, `N = T - 4` windows of five frames, `P = 4 T` steps of 10 ms (the
 last ones may be missing: N windows need 4 N + 16), `K` mel bands, `C` width of a frame's features,
@@ -19,13 +29,13 @@ from emo_cli.metrics.sync_audio import STEPS_PER_FRAME
 from emo_cli.metrics.sync_crops import MOUTH_HEIGHT, MOUTH_WIDTH
 
 WEIGHTS = Path(__file__).parent.parent / "assets" / "syncnet_mini.safetensors"
-SHA256 = ""
+SHA256 = "17d582c8064bacd6c9650884df93286a7811fe3aa0eb2d66e365e0745ef0cf59"
 
 WINDOW = 5  # frames
 NUM_BANDS = 40
 WIDTHS = (24, 48, 48, 96, 96, 128)
 STRIDES = (2, 2, 1, 2, 1, 2)
-FRAME_WIDTH, HIDDEN, EMBEDDED = 128, 256, 128
+FRAME_WIDTH, HIDDEN, EMBEDDED = 56, 256, 128
 GROUPS = 8
 QUIETEST = 0.0  # recorded pauses lie above; the logarithm of digital silence is far below
 MEL_MEAN, MEL_STD = 8.0, 4.5  # of speech at the loudness that all is brought to
