@@ -150,7 +150,7 @@ class SyncMetric:
                 heading=f"{network} offset",
                 digits=1,
                 better="real",  # a data set may have one of its own
-                unit="frames, > 0: sound too early",
+                unit="frames",
             ),
         )
 

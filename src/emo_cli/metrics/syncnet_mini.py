@@ -2,10 +2,11 @@
 
 What the embedded weights have seen: 303 clips of 3 s of one man, speaker s1 of the GRID corpus
 (Cooke and others 2006, CC BY 4.0: 51 words, one camera), and 204 puppets, stills of the London,
-Canada and faker sets whose mouths follow GRID's or synthesised speech (`emo train prepare --stills`). So they
-know one real speaker, frontal faces and English; take figures of other people as a comparison
-between systems, not as absolute values. They are the averages at step 900 of 1600 of `emo train
-sync`, with a frame's features, then 128 wide, projected onto the 56 directions that matter.
+Canada and faker sets whose mouths follow GRID's or synthesised speech (`emo train prepare
+--stills`). So they know one real speaker, frontal faces and English; take figures of other people
+as a comparison between systems, not as absolute values. They are the averages at step 900 of 1600
+of `emo train sync`, with a frame's features, then 128 wide, projected onto the 56 directions that
+matter.
 
 On GRID clips held out from training (40, same speaker): 97.5 % of shifts of the sound by -10 ... 10
 frames found within one frame; mean confidence 0.41 with a clip's own sound, 0.16 with the same
