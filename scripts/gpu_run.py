@@ -64,6 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--window", type=int)
     parser.add_argument("--variants", type=int, default=2, help="looks of each training clip")
+    parser.add_argument("--steps", type=int, default=10**9, help="of each stage, at most")
     parser.add_argument("--trial", type=int, default=40, help="steps to time")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--precision", default="bf16")
@@ -205,7 +206,8 @@ def train(options: argparse.Namespace, name: str, data: Path, init: Path, until:
         return run_stage(stage, chosen, "mini", sources, preview=preview, watch=watch)
 
     rate = time_steps(row, options.trial, options.work / f"{name}-trial", run)
-    steps = max(1, int(rate * HELD_BACK * (until - time.monotonic())))
+    planned = int(rate * HELD_BACK * (until - time.monotonic()))
+    steps = max(1, min(planned, options.steps))
     every = row.report_every * max(1, round(rate * SAVE_S / row.report_every))
     stage = dataclasses.replace(row, steps=steps, checkpoint_every=every, evaluate_every=2 * every)
     say(f"{name}: {rate:.2f} steps a second, {steps} steps")

@@ -142,7 +142,7 @@ def test_a_run_packs_itself_trains_and_brings_its_weights_home(
 
     script(
         "gpu_run", monkeypatch, pack, "--out", home, "--work", tmp_path / "work", "--init", model,
-        "--plan", "video:1", "--minutes", "0.35", "--trial", "5", "--batch", "2",
+        "--plan", "video:1", "--minutes", "30", "--steps", "4", "--trial", "5", "--batch", "2",
         "--device", "cpu", "--precision", "no", "--workers", "0",
     )  # fmt: skip
     names = {file.name for file in home.iterdir()}

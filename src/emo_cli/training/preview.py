@@ -59,22 +59,23 @@ def contact_sheet(
 def _example(engine: Engine, dataset: ClipDataset, index: int, *, hears: bool) -> list[np.ndarray]:
     """Two rows of pictures: reference and real frames; nothing and generated frames."""
     config, labels = engine.config, dataset.all_labels(index)
-    count = min(labels.num_frames, ROUNDS * config.clip_frames)
-    shown = np.linspace(0, count - 1, COLUMNS).round().astype(int).tolist()
-    *real, reference = _stills(engine, dataset, index, [*shown, labels.num_frames - 1])
+    # The first frame is the portrait, and those behind it are what is to come.
+    count = min(labels.num_frames - 1, ROUNDS * config.clip_frames)
+    shown = np.linspace(0, count - 1, COLUMNS).round().astype(int)
+    reference, *real = _stills(engine, dataset, index, [0, *(1 + shown).tolist()])
     size = len(reference)
     portrait = Portrait(
         picture=reference,
         mask=union_mask(labels.boxes, size),
-        face_box=cast(Any, tuple(labels.boxes[-1].tolist())),
+        face_box=cast(Any, tuple(labels.boxes[0].tolist())),
         crop=(0, 0, size, size),
         num_faces=1,
         notes=(),
     )
     options = GenerateOptions(speed=float(labels.rotation.mean()))
-    features = torch.zeros(labels.num_frames, config.audio_feature_width)
+    features = torch.zeros(count, config.audio_feature_width)
     if hears:
-        features = dataset.all_features(index).float()
+        features = dataset.all_features(index)[1:].float()
     video = engine.prepare_video(portrait, _silence(count, config.fps), options)
     stored = cast(Any, StoredFeatures(features.to(engine.device)))
     video = dataclasses.replace(video, features=stored)
