@@ -11,7 +11,7 @@ import torch
 from small_models import SMALL_FULL, save_small
 
 from emo_cli import Engine, GenerateOptions
-from emo_cli.denoiser import BackboneSteps
+from emo_cli.denoiser import BackboneSteps, ClipDenoiser
 from emo_cli.device import Offload
 from emo_cli.errors import EmoError
 from emo_cli.files import sha256_of
@@ -130,6 +130,33 @@ def test_full_layout_runs_guided_with_motion_frames(portrait, sound, tmp_path):
     clips = list(engine.generate(portrait, sound, options))
     assert [len(clip.frames) for clip in clips] == [12, 3]
     assert clips[0].frames.std() > 0
+
+
+@torch.inference_mode()
+def test_every_network_of_mini_says_in_bf16_what_it_says_in_fp32():
+    """On a CPU bf16 takes other kernels, of which some were wrong; the audio encoder stays out."""
+    from emo_cli.model.load import EMBEDDED
+
+    exact, low = (load_model(EMBEDDED, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert {p.dtype for p in low.audio_encoder.parameters()} == {torch.float32}
+    torch.manual_seed(0)
+    picture, latents = torch.rand(1, 3, 256, 256) * 2 - 1, torch.randn(1, 12, 16, 32, 32)
+
+    def said(model, dtype):
+        net, backbone = model.reference_net, model.backbone
+        x = latents.to(dtype)
+        portrait = model.autoencoder.encode(picture.to(dtype))
+        video = backbone.prepare_video(
+            net.portrait_features(x[:, 0]), torch.ones(1, 1, 256, 256, dtype=dtype), x[:, 0]
+        )
+        audio = torch.ones(1, 12, 5, model.config.audio_feature_width, dtype=dtype)
+        motion = net.motion_features(x[:, :4])
+        clip = backbone.prepare_clip(audio, motion, torch.ones(1, 12, 5))
+        predicted = backbone(x, torch.tensor([500]), video, clip)
+        return portrait, *motion, predicted, model.autoencoder.decode(x[0, :2])
+
+    for ours, expected in zip(said(low, torch.bfloat16), said(exact, torch.float32), strict=True):
+        assert (ours - expected).norm() < 0.02 * expected.norm()
 
 
 def test_bf16_stays_near_fp32(small_model, portrait, sound, frames):
@@ -369,3 +396,62 @@ def test_the_embedded_model_loads_and_fits_its_budget():
     assert sum(f.stat().st_size for f in files) <= 36_000_000
     assert all(f.stat().st_size < 16_000_000 for f in files)
     assert model.config.name == "mini"
+
+
+# ------------------------------------------------------------------------------------- on a GPU
+
+
+@pytest.fixture(scope="module")
+def cuda_engines(tmp_path_factory):
+    """Eager, compiled and low-VRAM engines of one small `full`, in bf16."""
+    folder = save_small(tmp_path_factory.mktemp("full"), SMALL_FULL)
+    ways = {"eager": {}, "compiled": {"compiled": True}, "low_vram": {"low_vram": True}}
+    return {name: Engine(folder, device="cuda", **how) for name, how in ways.items()}
+
+
+def motion_of(engine, portrait, sound, folder, **changes):
+    clips = list(engine.clips(guided_video(engine, portrait, sound, folder, **changes)))
+    return torch.cat([clip.motion for clip in clips])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["compiled", "low_vram"])
+@pytest.mark.parametrize("cache_interval", [1, 2])
+def test_other_ways_to_run_on_cuda_equal_eager(
+    cuda_engines, portrait, sound, tmp_path, way, cache_interval
+):
+    """In bf16, whose rounding compiled kernels do once where eager ones do it several times."""
+    ours, eager = (
+        motion_of(cuda_engines[name], portrait, sound, tmp_path, cache_interval=cache_interval)
+        for name in (way, "eager")
+    )
+    assert (ours - eager).norm() < (0.05 if way == "compiled" else 1e-6) * eager.norm()
+
+
+@pytest.mark.gpu
+def test_low_vram_holds_fewer_weights_on_the_device(cuda_engines, portrait, sound, tmp_path):
+    engine = cuda_engines["low_vram"]
+    assert all(p.device.type == "cpu" for p in engine.model.parameters())
+    motion_of(engine, portrait, sound, tmp_path)
+    assert all(p.device.type == "cpu" for p in engine.model.parameters())
+
+
+@pytest.mark.gpu
+def test_the_steps_of_a_clip_never_wait_for_the_device(cuda_engines, portrait, sound, tmp_path):
+    engine = cuda_engines["eager"]
+    video = guided_video(engine, portrait, sound, tmp_path, cache_interval=2)
+    list(engine.clips(video))  # warm
+    conditions = engine._conditions(video, next(iter(engine_plan(video))), None)
+    with torch.inference_mode():
+        clip = engine.model.backbone.prepare_clip(*conditions)
+        noise = torch.randn(1, 12, 4, 8, 8, device="cuda")
+        predict = ClipDenoiser(engine.steps, video.state, clip, branches=2, frames=12, layers=1)
+        both, at = noise.to(engine.dtype).expand(2, -1, -1, -1, -1), torch.full((2,), 500).cuda()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for reuse in (False, True):
+                outputs = predict(both, at, reuse)
+            video.scheduler.step(outputs[:1].float(), 751, noise)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

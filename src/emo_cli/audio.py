@@ -7,6 +7,7 @@ Legend: `S` samples at 16 kHz, `T` hidden time steps of a window, `L` layers, `D
 from __future__ import annotations
 
 import math
+import mmap
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -124,6 +125,7 @@ class AudioFeatures:
         start = max(0, math.floor(start_s * SAMPLE_RATE_HZ))
         length_s = self._window_s * (index + 1) + self._context_s
         window = normalised(self._samples[start : math.floor(length_s * SAMPLE_RATE_HZ)])
+        _let_go(self._samples)
         padded = np.pad(window, (0, max(0, self._field - len(window))))
         weight = next(self._encoder.parameters())
         with torch.no_grad():
@@ -158,6 +160,12 @@ class AudioFeatures:
             ],
             dim=-1,
         )  # [n, L*D]
+
+
+def _let_go(samples: np.ndarray) -> None:
+    """Unmap what was read of a file: its pages count as memory of this process until then."""
+    if isinstance(samples.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        samples.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _reach(config: AudioConfig) -> tuple[int, int]:

@@ -1,0 +1,141 @@
+"""Does a long sound need more memory, or more time a clip, than a short one? Do its ends meet?
+
+    python benchmarks/length.py [--seconds 600] [--against 30] [--model PATH] [--device cpu]
+
+Runs `emo generate` on made sounds of both lengths, each in a process of its own, with one denoising
+step and by default a very small model of random weights: what could grow is all around the
+networks. 30 s hold one whole window of the sound encoder (26 s); with `--model mini` other parts
+need more than that, and 10 s will do. Reports each process's peak resident memory and their ratio
+(goal: at most 1.05), the median time of the first and of the last tenth of the clips, and by how
+many frames picture and sound end apart in the file (goal: at most 1). Exit code 1 where a goal is
+missed. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import soundfile
+import torch
+
+from emo_cli.config import MINI
+from emo_cli.model.emo_model import EmoModel
+from emo_cli.model.load import save_model
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+FACE_REGION = "100,50,400,450"  # of the example portrait: no face is looked for
+RATE_HZ = 16_000
+MOST_MEMORY, MOST_FRAMES = 1.05, 1.0
+
+
+def tiny_model(folder: Path) -> Path:
+    """`mini` with the smallest widths that its layers allow, of random weights."""
+    widths = (16, 32, 32)
+    config = dataclasses.replace(
+        MINI,
+        name="tiny",
+        picture_size=64,
+        unet=dataclasses.replace(MINI.unet, widths=widths, norm_groups=8, time_width=32),
+        autoencoder=dataclasses.replace(
+            MINI.autoencoder, encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8)
+        ),
+        untrained=False,
+        trained_stages=("autoencoder", "audio", "image", "video", "speed"),
+    )
+    torch.manual_seed(0)
+    save_model(EmoModel(config), folder, dtype=torch.float32)
+    return folder
+
+
+def write_sound(path: Path, seconds: float) -> Path:
+    """Noise, written piece by piece."""
+    rng, left = np.random.default_rng(0), round(seconds * RATE_HZ)
+    with soundfile.SoundFile(path, "w", RATE_HZ, 1) as file:
+        while left > 0:
+            count = min(left, RATE_HZ)
+            file.write(rng.normal(0, 0.05, count).clip(-1, 1))
+            left -= count
+    return path
+
+
+def generate(model: Path | str, sound: Path, out: Path, device: str) -> dict[str, Any]:
+    """One run of the command: its peak memory, its own seconds, and its report."""
+    command = [sys.executable, "-m", "emo_cli", "generate", str(EXAMPLES / "portrait.jpg")]
+    command += [str(sound), "-o", str(out), "--model", str(model), "--device", device]
+    command += ["--steps", "1", "--face-region", FACE_REGION, "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"emo generate failed with exit code {process.returncode}")
+    report = json.loads(out.with_suffix(".json").read_text())
+    clips = report["timings"]["clip_s"][1:]
+    tenth = max(1, len(clips) // 10)
+    return {
+        "seconds": report["duration_s"],
+        "frames": report["frames"],
+        "peak_mib": usage.ru_maxrss / 1024,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "clip_s_first": statistics.median(clips[:tenth]),
+        "clip_s_last": statistics.median(clips[-tenth:]),
+        "frames_apart": frames_apart(out),
+    }
+
+
+def frames_apart(video: Path) -> float:
+    """By how many frames the ends of picture and sound differ."""
+    with av.open(str(video)) as file:
+        ends: dict[str, Fraction] = {}
+        for packet in file.demux():
+            if packet.pts is None:
+                continue
+            end = (packet.pts + (packet.duration or 0)) * packet.time_base
+            kind = packet.stream.type
+            ends[kind] = max(ends.get(kind, Fraction(0)), Fraction(end))
+        rate = file.streams.video[0].average_rate
+    return float(abs(ends["video"] - ends["audio"]) * rate)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--against", type=float, default=30.0)
+    parser.add_argument("--model", help="A model folder, or mini. [a tiny one, made here]")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = arguments.model or tiny_model(folder / "model")
+        runs = {}
+        for label, seconds in (("short", arguments.against), ("long", arguments.seconds)):
+            sound = write_sound(folder / f"{label}.wav", seconds)
+            runs[label] = generate(model, sound, folder / f"{label}.mp4", arguments.device)
+    ratio = runs["long"]["peak_mib"] / runs["short"]["peak_mib"]
+    apart = max(run["frames_apart"] for run in runs.values())
+    print(f"{'':8}{'s':>8}{'frames':>8}{'peak MiB':>10}{'clip s, first and last':>24}{'apart':>8}")
+    for label, run in runs.items():
+        clips = f"{run['clip_s_first']:.3f} {run['clip_s_last']:.3f}"
+        print(
+            f"{label:8}{run['seconds']:8.1f}{run['frames']:8}{run['peak_mib']:10.0f}{clips:>24}"
+            f"{run['frames_apart']:8.2f}"
+        )
+    met = ratio <= MOST_MEMORY and apart <= MOST_FRAMES
+    print(f"memory {ratio:.3f} times (goal {MOST_MEMORY}), {'met' if met else 'missed'}")
+    print(json.dumps({"runs": runs, "memory_ratio": ratio, "frames_apart": apart, "met": met}))
+    sys.exit(not met)
+
+
+if __name__ == "__main__":
+    main()
