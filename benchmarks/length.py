@@ -1,10 +1,10 @@
 """Does a long sound need more memory, or more time a clip, than a short one? Do its ends meet?
 
-    python benchmarks/length.py [--seconds 600] [--against 30] [--model PATH] [--device cpu]
+    python benchmarks/length.py [--seconds 600] [--against 60] [--model PATH] [--device cpu]
 
 Runs `emo generate` on made sounds of both lengths, each in a process of its own, with one denoising
 step and by default a very small model of random weights: what could grow is all around the
-networks. 30 s hold one whole window of the sound encoder (26 s); with `--model mini` other parts
+networks. 60 s hold a whole window of the sound encoder (26 s); with `--model mini` other parts
 need more than that, and 10 s will do. Reports each process's peak resident memory and their ratio
 (goal: at most 1.05), the median time of the first and of the last tenth of the clips, and by how
 many frames picture and sound end apart in the file (goal: at most 1). Exit code 1 where a goal is
@@ -111,7 +111,7 @@ def frames_apart(video: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--against", type=float, default=30.0)
+    parser.add_argument("--against", type=float, default=60.0)
     parser.add_argument("--model", help="A model folder, or mini. [a tiny one, made here]")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
