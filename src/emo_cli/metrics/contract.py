@@ -55,8 +55,15 @@ class Reading(Protocol):
 class Extractor(Protocol):
     """Makes features of videos. Built once per worker process; networks load at the first use."""
 
-    name: str  # inception | i3d | expression | sync | identity | motion | region
-    wants_faces: bool
+    @property
+    def name(self) -> str:
+        """inception | i3d | expression | sync | identity | motion | region."""
+        ...
+
+    @property
+    def wants_faces(self) -> bool:
+        """Whether frames must come with their faces."""
+        ...
 
     @property
     def digest(self) -> str:
@@ -100,10 +107,25 @@ class Score:
 class Metric(Protocol):
     """Figures of a set of videos, from the features of one extractor."""
 
-    name: str  # fid | fvd | efid | sync | fsim | motion | region
-    extractor: str
-    columns: tuple[Column, ...]
-    needs_real: bool  # cannot be had from generated videos alone
+    @property
+    def name(self) -> str:
+        """fid | fvd | efid | sync | fsim | motion | region."""
+        ...
+
+    @property
+    def extractor(self) -> str:
+        """Whose features it reads."""
+        ...
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Its figures."""
+        ...
+
+    @property
+    def needs_real(self) -> bool:
+        """Whether it cannot be had from generated videos alone."""
+        ...
 
     def score(
         self, generated: Iterable[VideoFeatures], real: Iterable[VideoFeatures] | None
