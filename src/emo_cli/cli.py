@@ -66,8 +66,10 @@ def generate(
         typer.Option("-o", "--out", help="Output .mp4, or a folder. [PORTRAIT_AUDIO.mp4]"),
     ] = None,
     speed: Annotated[
-        float,
-        typer.Option(min=0.1, max=1.9, help="Head motion, in degrees of rotation per frame."),
+        float | None,
+        typer.Option(
+            min=0.1, max=1.9, help="Head motion, in degrees of rotation per frame. [the model's]"
+        ),
     ] = DEFAULTS.speed,
     model: Annotated[
         str, typer.Option(help="'mini', which is built in, or a folder made by `emo train`.")
@@ -237,7 +239,7 @@ def _generate(requests: list[Request], *, model: str, how: dict[str, Any], as_js
     engine = Engine(model, **how)
     if engine.note:
         console.note(engine.note)
-    if first.options.speed > JITTER_SPEED:
+    if (first.options.speed or 0) > JITTER_SPEED:
         console.warn(f"above a speed of {JITTER_SPEED} the head may jitter")
     failed = 0
     for request in requests:

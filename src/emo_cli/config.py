@@ -86,6 +86,7 @@ class SpeedConfig:
     centres: tuple[float, ...]
     radii: tuple[float, ...]
     width: int
+    usual: float  # when the user names none: what the model does best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +194,7 @@ FULL = ModelConfig(
         centres=(0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.3, 1.6, 1.9),
         radii=(0.1, 0.1, 0.15, 0.25, 0.3, 0.3, 0.3, 0.3, 0.3),
         width=256,
+        usual=1.0,
     ),
     diffusion=DiffusionConfig(
         prediction="epsilon",
@@ -261,7 +263,7 @@ MINI = dataclasses.replace(
         num_tokens=5,
         token_width=128,
     ),
-    speed=dataclasses.replace(FULL.speed, width=64),
+    speed=dataclasses.replace(FULL.speed, width=64, usual=0.2),
     diffusion=DiffusionConfig(
         prediction="v_prediction",
         beta_schedule="scaled_linear",
@@ -284,7 +286,7 @@ PRESETS = {"full": FULL, "mini": MINI}
 class GenerateOptions:
     """What one video is made with; None means the model's own choice."""
 
-    speed: float = 1.0  # degrees of head rotation per frame at 25 fps
+    speed: float | None = None  # degrees of head rotation per frame at 25 fps
     quality: Quality | None = None  # a row of `quality.TABLE`, for all options below that are None
     steps: int | None = None
     solver: Solver | None = None

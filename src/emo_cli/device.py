@@ -41,9 +41,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format; `auto`: bf16 on CUDA, else fp32."""
+    """The number format; `auto`: bf16 on CUDA and on a CPU with AMX, whose matrix unit wants it."""
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # torch has no other
+        fast = device.type == "cuda" or (device.type == "cpu" and has_amx())
+        return torch.bfloat16 if fast else torch.float32
     if name not in DTYPES:
         raise EmoError(f"'{name}' is no dtype", "--dtype takes auto, fp32, bf16 or fp16.",
                        exit_code=2)  # fmt: skip

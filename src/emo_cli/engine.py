@@ -63,7 +63,7 @@ class Engine:
     """A loaded model that turns a portrait and a sound into clips.
 
     model: `mini`, or a folder made by `emo train`. device: `auto`, `cpu`, `cuda`, `cuda:N`,
-    `mps`. dtype: `auto` (bf16 on CUDA, else fp32), `fp32`, `bf16`, `fp16`. compiled: the
+    `mps`. dtype: `auto` (bf16 on CUDA and AMX, else fp32), `fp32`, `bf16`, `fp16`. compiled: the
     denoising step by torch.compile, equal to eager within rounding. low_vram: weights are on the
     device only while they work, and frames are decoded one by one.
 
@@ -257,7 +257,7 @@ class Engine:
         """Sound, motion frames and speed of a clip, as `Backbone.prepare_clip` takes them."""
         config, count = self.config, len(video.branches)
         speed = constant_speed(
-            video.options.speed, config.clip_frames, 2 * config.window + 1, self.device
+            video.sampling.speed, config.clip_frames, 2 * config.window + 1, self.device
         )
         with self._at_work(self.model.audio_encoder):
             audio = self._audio(video, planned)
