@@ -12,17 +12,18 @@ from small_models import SMALL_FULL, save_small
 
 from emo_cli import Engine, GenerateOptions
 from emo_cli.denoiser import BackboneSteps, ClipDenoiser
-from emo_cli.device import Offload
+from emo_cli.device import Offload, choose_dtype
 from emo_cli.errors import EmoError
 from emo_cli.files import sha256_of
 from emo_cli.model.load import SUMS, load_model
+from emo_cli.quality import resolve
 
 FEW_STEPS = GenerateOptions(steps=2, face_region="100,50,400,450")  # needs no face detection
 
 
 @pytest.fixture(scope="module")
 def engine(small_model):
-    return Engine(small_model, device="cpu")
+    return Engine(small_model, device="cpu", dtype="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def engine_plan(video):
 
 
 def test_full_layout_runs_guided_with_motion_frames(portrait, sound, tmp_path):
-    engine = Engine(save_small(tmp_path, SMALL_FULL), device="cpu")
+    engine = Engine(save_small(tmp_path, SMALL_FULL), device="cpu", dtype="fp32")
     options = GenerateOptions(steps=2, guidance=3.0, face_region="box", duration_s=0.6)
     clips = list(engine.generate(portrait, sound, options))
     assert [len(clip.frames) for clip in clips] == [12, 3]
@@ -244,7 +245,7 @@ def test_steps_between_run_no_deep_layer(engine, portrait, sound, tmp_path):
 
 
 def test_low_vram_gives_the_same_video_and_holds_weights_back(small_model, portrait, sound, frames):
-    engine = Engine(small_model, device="cpu", low_vram=True)
+    engine = Engine(small_model, device="cpu", dtype="fp32", low_vram=True)
     at_home = {name: p.data_ptr() for name, p in engine.model.named_parameters()}
     made = frames_of(engine, portrait, sound)
     assert np.abs(made.astype(int) - frames).max() <= 1  # decoded one by one
@@ -262,7 +263,7 @@ def test_a_part_lies_elsewhere_only_while_it_works(engine):
 def test_clips_decoded_behind_the_next_ones_start_are_the_same(
     small_model, portrait, sound, frames, tmp_path
 ):
-    engine = Engine(small_model, device="cpu")
+    engine = Engine(small_model, device="cpu", dtype="fp32")
     engine.overlap = True  # as on CUDA
     video = engine.prepare(portrait, sound, tmp_path, FEW_STEPS)
     clips = list(engine.clips(video))
@@ -455,3 +456,15 @@ def test_the_steps_of_a_clip_never_wait_for_the_device(cuda_engines, portrait, s
             video.scheduler.step(outputs[:1].float(), 751, noise)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("has_amx", "numbers"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cpu_works_in_bf16_only_where_its_matrix_unit_does(monkeypatch, has_amx, numbers):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx, raising=False)
+    assert choose_dtype("auto", torch.device("cpu")) == numbers
+
+
+def test_a_model_has_its_own_usual_speed_and_the_user_wins(engine):
+    usual = engine.config.speed.usual
+    assert resolve(GenerateOptions(), engine.config).speed == usual
+    assert resolve(GenerateOptions(speed=1.1), engine.config).speed == 1.1
