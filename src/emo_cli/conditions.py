@@ -1,32 +1,12 @@
-"""The conditions of a clip, every shape written down once.
+"""The conditions of a clip that are computed rather than learnt: windows of sound and speed.
 
-Shapes: B clips, F frames, M motion frames, C latent channels, H W latent size, S picture size,
-2m+1 frames in a window, L*D all wav2vec layers side by side.
+Shapes: F frames, 2m+1 frames in a window.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoConditions:
-    """What stays for the whole video."""
-
-    portrait: Tensor  # [B, C, H, W] latents of the portrait
-    face_region: Tensor  # [B, 1, S, S], 0 or 1: union of the face boxes
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipConditions:
-    """What changes from clip to clip."""
-
-    motion: Tensor | None  # [B, M, C, H, W] last latents of the clip before; None: zero maps
-    audio: Tensor  # [B, F, 2m+1, L*D]
-    speed: Tensor  # [B, F, 2m+1] degrees of head rotation per frame at 25 fps
 
 
 def windows(frames: Tensor, count: int) -> Tensor:
