@@ -53,7 +53,7 @@ PAPER = DenoisingOptions(
     mouth_weight=1.0,
 )
 MINI_LOSS = dataclasses.replace(
-    PAPER, drop_motion=0.3, motion_noise=0.1, sampled_timesteps=0.5, mouth_weight=6.0
+    PAPER, drop_motion=0.3, motion_noise=0.2, sampled_timesteps=0.5, mouth_weight=6.0
 )
 
 

@@ -23,8 +23,8 @@ from emo_cli.training.puppets.still import Framing, Still, make_still, turned_by
 from emo_cli.training.samples import Labels
 from emo_cli.training.tracks import rotation_between_frames
 
-SLOW, FAST = (0.05, 0.3), (0.3, 2.0)  # degrees a frame
-SLOW_SHARE = 0.3  # of the clips: people who talk quietly
+SLOW, FAST = (0.02, 0.3), (0.3, 2.0)  # degrees a frame
+SLOW_SHARE = 0.7  # of the clips: people who talk quietly, as most do
 GAIN = (0.7, 1.3)
 TURNED_TOO_FAR = 30.0  # degrees: such a still has no other side of the face to show
 FACE_CM = 17.6  # forehead to chin of MediaPipe's canonical face
