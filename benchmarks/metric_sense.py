@@ -24,7 +24,7 @@ from emo_cli.metrics.evaluate import EvalOptions, Evaluation, evaluate
 from emo_cli.metrics.pairing import open_portraits, open_videos
 from emo_cli.metrics.registry import DEFAULT_METRICS, build_extractors, build_metrics
 from emo_cli.metrics.tables import figure, heading, table_notes
-from emo_cli.training.raw_video import FPS, VIDEO_SUFFIXES, probe
+from emo_cli.raw_video import FPS, VIDEO_SUFFIXES, probe
 
 SHIFT = 6  # frames that the sound comes late
 # Each copy: what is done to the picture and to the sound, as filters of ffmpeg. {s}: the length.

@@ -22,7 +22,7 @@ from emo_cli.metrics.identity import IdentityExtractor
 from emo_cli.metrics.motion import MotionExtractor
 from emo_cli.metrics.region import RegionExtractor
 from emo_cli.output_file import report_path
-from emo_cli.training.raw_video import probe, read_frames, read_sound
+from emo_cli.raw_video import probe, read_frames, read_sound
 
 THUMBNAIL = 128  # px
 THUMBNAIL_EVERY = 8  # frames

@@ -26,14 +26,14 @@ from made_faces import (
 from PIL import Image, ImageFilter
 
 from emo_cli.errors import EmoError
+from emo_cli.raw_video import Crop, probe, read_frames, read_sound
 from emo_cli.training.annotations import read_list, split_rule
 from emo_cli.training.prepare import PrepareOptions, look, prepare
 from emo_cli.training.prepare_video import PackedSample, VideoTask, WantedSpan, prepare_video
-from emo_cli.training.raw_video import Crop, probe, read_frames, read_sound
 from emo_cli.training.samples import Labels, decode_frames, decode_sound, unpack_labels
 from emo_cli.training.shots import Stretch, divide, find_shots, within
 from emo_cli.training.tracks import Track, follow_face, rotation_between_frames, stable_crop
-from emo_cli.training.video_workers import Finished, VideoWorkers
+from emo_cli.video_workers import Finished, VideoWorkers
 
 SIZE = 64
 
@@ -390,7 +390,7 @@ def test_videos_are_taken_up_only_when_a_worker_is_free(tmp_path: Path) -> None:
             yield VideoTask(name=f"v{i}", path=path, spans=(read_list_free_span(),), size=SIZE)
 
     ahead, finished = [], 0
-    with VideoWorkers(1, MagentaFinder) as workers:
+    with VideoWorkers(1, MagentaFinder, prepare_video) as workers:
         for _, event in workers.run(tasks()):
             ahead.append(drawn - finished)
             finished += isinstance(event, Finished)

@@ -29,7 +29,7 @@ from emo_cli.metrics.sync_crops import (
 from emo_cli.metrics.sync_streams import MiniNetwork, PublishedNetwork, SyncReading
 from emo_cli.metrics.syncnet import SyncNet, load_syncnet
 from emo_cli.metrics.syncnet_mini import SyncNetMini, load_syncnet_mini
-from emo_cli.training.raw_video import read_frames, read_sound
+from emo_cli.raw_video import read_frames, read_sound
 from emo_cli.weights import LockEntry, load_manifest, write_lock
 
 RATE = 16_000

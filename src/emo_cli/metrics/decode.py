@@ -1,6 +1,6 @@
 """One pass over a video feeds all extractors that lack it; runs in a process of its own.
 
-Frames are taken at 25 per second on the clock that the sound shares (`training/raw_video.py`):
+Frames are taken at 25 per second on the clock that the sound shares (`raw_video.py`):
 other rates repeat or leave out frames, sizes stay as they are. Memory does not grow with length,
 but for the sound: 230 MB an hour.
 """
@@ -23,7 +23,7 @@ from emo_cli.errors import EmoError
 from emo_cli.faces import Face, FaceFinder
 from emo_cli.metrics.cache import Entry, write_entry
 from emo_cli.metrics.contract import Extractor, Frame, Reading, VideoInfo
-from emo_cli.training.raw_video import read_frames, read_sound
+from emo_cli.raw_video import read_frames, read_sound
 
 PROTOCOL = "25 fps by ffmpeg's fps filter, own size up to 2560 px, 16 kHz mono; 1"
 FACES = "largest face, MediaPipe face landmarker, IMAGE mode, whole frame; 1"

@@ -16,8 +16,8 @@ from emo_cli.metrics.cache import Entry, entry_path, read_entry
 from emo_cli.metrics.contract import Extractor, VideoFeatures, VideoInfo
 from emo_cli.metrics.pairing import VideoFolder, portrait_of
 from emo_cli.output_file import report_path
-from emo_cli.training.raw_video import probe
-from emo_cli.training.video_workers import Failed, VideoWorkers
+from emo_cli.raw_video import probe
+from emo_cli.video_workers import Failed, VideoWorkers
 
 # Told what is going on, how many videos are done, and of how many.
 Progress = Callable[[str, int, int], None]

@@ -13,7 +13,7 @@ from emo_cli.config import GenerateOptions
 from emo_cli.errors import EmoError
 from emo_cli.metrics.pairing import by_key, open_portraits
 from emo_cli.output_file import report_path
-from emo_cli.training.raw_video import VIDEO_SUFFIXES
+from emo_cli.raw_video import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     from emo_cli.engine import Engine

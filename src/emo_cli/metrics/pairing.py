@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emo_cli.errors import EmoError
-from emo_cli.training.raw_video import VIDEO_SUFFIXES
+from emo_cli.raw_video import VIDEO_SUFFIXES
 
 PICTURE_SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 

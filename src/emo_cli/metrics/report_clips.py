@@ -14,7 +14,7 @@ from emo_cli.errors import EmoError
 from emo_cli.metrics.contract import FPS, SAMPLE_RATE_HZ, Column
 from emo_cli.metrics.evaluate import Evaluation, SetScore
 from emo_cli.metrics.features import Item
-from emo_cli.training.raw_video import read_frames, read_sound
+from emo_cli.raw_video import read_frames, read_sound
 
 STRIP_FRAMES = 6
 STRIP_HEIGHT = 144  # px

@@ -17,6 +17,7 @@ from typing import Any
 
 from emo_cli.errors import EmoError
 from emo_cli.faces import FaceFinder
+from emo_cli.raw_video import FPS, VIDEO_SUFFIXES, probe
 from emo_cli.sound import SAMPLE_RATE_HZ
 from emo_cli.training.annotations import (
     HELD_OUT_SHARE,
@@ -27,11 +28,10 @@ from emo_cli.training.annotations import (
     split_rule,
 )
 from emo_cli.training.prepare_records import Record, Records, count_up, video_name
-from emo_cli.training.prepare_video import Dropped, VideoTask, WantedSpan
-from emo_cli.training.raw_video import FPS, VIDEO_SUFFIXES, probe
+from emo_cli.training.prepare_video import Dropped, VideoTask, WantedSpan, prepare_video
 from emo_cli.training.samples import PackedSample
 from emo_cli.training.shards import ShardWriter, write_json
-from emo_cli.training.video_workers import Failed, Finished, MakeTool, VideoWorkers
+from emo_cli.video_workers import Failed, Finished, MakeTool, VideoWorkers
 
 REPORT = "report.json"
 WHOLE = Span(start_s=0.0, stop_s=None, identity="")
@@ -100,7 +100,7 @@ def prepare(
     records = Records(options.out)
     with (
         ShardWriter(options.out, about) as writer,
-        VideoWorkers(options.workers, make_finder) as workers,
+        VideoWorkers(options.workers, make_finder, prepare_video) as workers,
     ):
         records.catch_up()
         work = _Run(wanted, records, writer)

@@ -21,7 +21,7 @@ from emo_cli.training.prepare_video import Dropped, Shots
 from emo_cli.training.samples import PackedSample
 from emo_cli.training.shards import INDEX, disk_errors, read_lines, write_json
 from emo_cli.training.shots import Stretch
-from emo_cli.training.video_workers import Failed, Finished
+from emo_cli.video_workers import Failed, Finished
 
 KEPT = "kept"
 EXAMPLES = 3  # names of videos beside each reason

@@ -1,6 +1,6 @@
 """One raw video to its training clips, step by step; what is dropped says at which step and why.
 
-Runs in a process of its own (`video_workers.py`); all it says goes through the events it yields.
+Runs in a process of its own (`VideoWorkers`); all it says goes through the events it yields.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 
 from emo_cli.errors import EmoError
 from emo_cli.portrait import ENLARGED
+from emo_cli.raw_video import FPS, Crop, Probe, probe, read_frames, read_sound
 from emo_cli.training.annotations import Span
-from emo_cli.training.raw_video import FPS, Crop, Probe, probe, read_frames, read_sound
 from emo_cli.training.samples import Labels, PackedSample, Split, pack_sample
 from emo_cli.training.shots import MIN_FRAMES, Stretch, divide, find_shots, within
 from emo_cli.training.tracks import (
@@ -28,6 +28,7 @@ from emo_cli.training.tracks import (
     only_faces,
     stable_crop,
 )
+from emo_cli.video_workers import Alive
 
 SILENT_RMS = 10 ** (-50 / 20)  # of full scale: an empty room
 # Photographs reach 0.1 to 0.4, GRID 0.06 to 0.1, faces enlarged from a third of their size 0.005
@@ -71,11 +72,6 @@ class Dropped:
     key: str | None
     step: str
     reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alive:
-    """A sign of life in between."""
 
 
 Event = Shots | PackedSample | Dropped | Alive

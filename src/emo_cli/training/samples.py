@@ -22,8 +22,8 @@ import numpy as np
 
 from emo_cli.errors import EmoError
 from emo_cli.ffmpeg_process import FFmpegProcess, file_url
+from emo_cli.raw_video import FPS
 from emo_cli.sound import SAMPLE_RATE_HZ
-from emo_cli.training.raw_video import FPS
 from emo_cli.video import PICTURE_FILTER
 
 Split = Literal["train", "val"]

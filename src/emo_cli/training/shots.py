@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from emo_cli.training.raw_video import EVEN_FRAMES, FPS, ffmpeg_output
+from emo_cli.raw_video import EVEN_FRAMES, FPS, ffmpeg_output
 
 CUT_SCORE = 10.0  # scdet's own default, in percent
 LOOK_WIDTH = 320  # a cut shows in a small picture too

@@ -18,8 +18,8 @@ import numpy as np
 
 from emo_cli.faces import Box, Face
 from emo_cli.portrait import FACE_CENTRE_X, FACE_CENTRE_Y, FACE_HEIGHT
+from emo_cli.raw_video import Crop
 from emo_cli.training.lips import opening
-from emo_cli.training.raw_video import Crop
 from emo_cli.training.samples import Labels
 from emo_cli.training.shots import Stretch
 

@@ -17,6 +17,7 @@ import numpy as np
 from emo_cli.errors import EmoError
 from emo_cli.faces import FaceFinder
 from emo_cli.picture import read_picture
+from emo_cli.raw_video import FPS, VIDEO_SUFFIXES, probe, read_frames, read_sound
 from emo_cli.sound import SAMPLE_RATE_HZ
 from emo_cli.training.annotations import HELD_OUT_SHARE
 from emo_cli.training.draws import derive_seed, epoch_order
@@ -25,7 +26,6 @@ from emo_cli.training.puppets.clip import Plan, make_clip, make_plan, still_of_p
 from emo_cli.training.puppets.driver import Driver, read_driver
 from emo_cli.training.puppets.ict import FaceShapes, read_face_shapes
 from emo_cli.training.puppets.visemes import viseme_driver
-from emo_cli.training.raw_video import FPS, VIDEO_SUFFIXES, probe, read_frames, read_sound
 from emo_cli.training.samples import PackedSample, Split, pack_sample
 from emo_cli.training.shards import INDEX, ShardWriter, read_lines
 from emo_cli.training.splits import identity, is_held_out

@@ -1,7 +1,7 @@
 """What users film, at 25 fps and 16 kHz mono, on one clock: frame k shows second k / 25.
 
 Pictures are turned as the file says, de-interlaced, with square pixels, and at most LONGEST_SIDE
-wide or high; that picture is what every coordinate in this folder means.
+wide or high; that picture is what every coordinate of a dataset or a metric means.
 
 Legend: `H W` the picture, `T` frames, `S` the side of a square crop, `N` samples.
 """

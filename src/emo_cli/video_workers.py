@@ -13,13 +13,17 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from emo_cli.errors import EmoError
-from emo_cli.training.prepare_video import Alive, prepare_video
 
 SILENT_S = 900.0  # a worker that says nothing for so long hangs
 FRUITLESS_DEATHS = 5  # in a row: it is not the videos
 # Both travel to the processes by name: functions at the top of a module, classes, or partials.
 MakeTool = Callable[[], AbstractContextManager[Any]]
 Work = Callable[[Any, Any, Callable[[], None]], Iterator[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alive:
+    """A sign of life in between; nobody else hears of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ class VideoWorkers:
     for when a worker is free.
     """
 
-    def __init__(self, num: int, make_tool: MakeTool, work: Work = prepare_video) -> None:
+    def __init__(self, num: int, make_tool: MakeTool, work: Work) -> None:
         self._num = num
         self._make_tool = make_tool
         self._work = work
