@@ -26,10 +26,10 @@ from emo_cli.training.samples import (
     damaged,
     decode_frames,
     decode_sound,
-    unpack_arrays,
     unpack_labels,
 )
 from emo_cli.training.shard_reader import ShardReader
+from emo_cli.training.side_folder import SideFolder
 from emo_cli.training.variation import (
     AS_IT_IS,
     Variation,
@@ -81,8 +81,8 @@ class ClipDataset:
         self.size = int(self._clips.about["size"])
         self._check_size()
         self._rows = self._choose(split)
-        self._features = self._join(needs.features)
-        self._latents = self._join(needs.latents)
+        self._features = self._side(needs.features)
+        self._latents = self._side(needs.latents)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -109,7 +109,7 @@ class ClipDataset:
         without sound, `latents` [n+f, C, h, w] and `reference_latents` [C, h, w].
         """
         row = self._rows[drawn.index]
-        needs, name = self.needs, self._clips.name(row)
+        needs = self.needs
         rng = np.random.default_rng(derive_seed(drawn.seed, "frames"))
         total = int(self._clips.frames[row])
         start = int(rng.integers(total - needs.num_frames + 1))
@@ -135,7 +135,7 @@ class ClipDataset:
         if self._features is not None:
             sample["audio"] = self._audio(row, start, total)
         if self._latents is not None:
-            latents = self._side(self._latents, row, "latents", total, name)[wanted]
+            latents = self._latents.read(row)[wanted]
             sample["latents"], sample["reference_latents"] = latents[:-1], latents[-1]
         return sample
 
@@ -161,12 +161,12 @@ class ClipDataset:
     def all_features(self, index: int) -> Tensor:
         """Sound features of all frames of a clip with sound, fp16 [T, L*D]."""
         assert self._features is not None
-        return self._whole_side(self._features, index, "features")
+        return self._features.read(self._rows[index])
 
     def all_latents(self, index: int) -> Tensor:
         """Latents of all frames of a clip, fp16 [T, C, h, w]."""
         assert self._latents is not None
-        return self._whole_side(self._latents, index, "latents")
+        return self._latents.read(self._rows[index])
 
     def all_labels(self, index: int) -> Labels:
         """Labels of all frames of a clip, coordinates in pixels of `needs.size`."""
@@ -203,22 +203,8 @@ class ClipDataset:
         # By key: the order of the index is that in which workers happened to finish.
         return np.array(sorted(rows, key=lambda row: clips.keys[row]))
 
-    def _join(self, name: str | None) -> _Side | None:
-        if name is None:
-            return None
-        reader = ShardReader(f"{self._clips.path}/{name}")
-        rows = {key: row for row, key in enumerate(reader.keys)}
-        wanted = {self._clips.keys[row] for row in self._rows}
-        if name.startswith("features"):
-            sounding = {self._clips.keys[r] for r in self._rows if self._clips.has(r, "flac")}
-            wanted &= sounding
-        missing = wanted - rows.keys()
-        if missing:
-            raise EmoError(
-                f"{len(missing)} of {len(wanted)} clips have no {name.partition('-')[0]} yet",
-                "Run `emo train prepare` with --audio-model or --latents to the end.",
-            )
-        return _Side(reader=reader, rows=rows)
+    def _side(self, name: str | None) -> SideFolder | None:
+        return None if name is None else SideFolder(self._clips, self._rows, name)
 
     def _labels(self, row: int) -> Labels:
         labels = unpack_labels(self._clips.read(row, "npz"), self.size, self._clips.name(row))
@@ -273,28 +259,8 @@ class ClipDataset:
         assert self._features is not None
         around = self._around(start, total)
         if not self._clips.has(row, "flac"):
-            width = int(self._features.reader.about["width"])
-            return torch.zeros(len(around), width, dtype=torch.float16)
-        return self._side(self._features, row, "features", total, self._clips.name(row))[around]
-
-    def _whole_side(self, side: _Side, index: int, what: str) -> Tensor:
-        row = self._rows[index]
-        total = int(self._clips.frames[row])
-        return self._side(side, row, what, total, self._clips.name(row))
-
-    def _side(self, side: _Side, row: int, what: str, total: int, name: str) -> Tensor:
-        arrays = unpack_arrays(side.reader.read(side.rows[self._clips.keys[row]], "npz"), name)
-        if what not in arrays or len(arrays[what]) != total:
-            raise damaged(name, f"its {what} do not belong to its pictures")
-        return torch.from_numpy(arrays[what])
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Side:
-    """Samples of another folder that belong to the clips, found by key."""
-
-    reader: ShardReader
-    rows: dict[str, int]
+            return torch.zeros(len(around), self._features.width, dtype=torch.float16)
+        return self._features.read(row)[around]
 
 
 def union_mask(boxes: np.ndarray, size: int) -> np.ndarray:
