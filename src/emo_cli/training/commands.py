@@ -10,9 +10,18 @@ from typing import Annotated
 import typer
 
 from emo_cli.console import note
-from emo_cli.errors import EmoError
 from emo_cli.training.denoising_command import denoising_command, newborn_command
 from emo_cli.training.distillation_command import distill_command
+from emo_cli.training.options import (
+    Datasets,
+    Device,
+    LearningRate,
+    PrecisionOfPart,
+    RunFolder,
+    Steps,
+    Threads,
+    check_precision_of_part,
+)
 from emo_cli.training.pack import pack_command
 from emo_cli.training.prepare_command import prepare_command
 
@@ -36,14 +45,14 @@ def autoencoder(
         list[Path],
         typer.Option(help="Folders of pictures and videos; each is drawn equally often."),
     ],
-    out: Annotated[Path, typer.Option(help="The run's folder; run again to resume.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the optimizer.")] = None,
+    out: RunFolder,
+    steps: Steps = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Crops per step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    lr: LearningRate = None,
     seed: Annotated[int, typer.Option(help="Of weights, order, crops and noise.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="no or bf16.")] = "no",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    device: Device = "auto",
+    precision: PrecisionOfPart = "no",
+    threads: Threads = None,
 ) -> None:
     """Train mini's autoencoder (pictures to latents and back)."""
     import torch
@@ -55,8 +64,7 @@ def autoencoder(
     from emo_cli.training.pictures import open_picture_cache
     from emo_cli.training.stages import STAGES, RunOptions, with_options
 
-    if precision not in ("no", "bf16"):
-        raise EmoError(f"'{precision}' is no precision", "Use no or bf16.", exit_code=2)
+    check_precision_of_part(precision)
     if threads is not None:
         torch.set_num_threads(threads)
     stage = with_options(STAGES["autoencoder"], steps=steps, batch=batch, lr=lr)
@@ -103,17 +111,17 @@ def audio(
     teacher: Annotated[
         Path, typer.Option(help="Folder of a Whisper model (transformers or CTranslate2).")
     ],
-    out: Annotated[Path, typer.Option(help="The run's folder; run again to resume.")],
+    out: RunFolder,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for decoded sounds and features. [OUT/cache]")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the optimizer.")] = None,
+    steps: Steps = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sounds of 5 s per step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    lr: LearningRate = None,
     seed: Annotated[int, typer.Option(help="Of weights, order, pieces and noise.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="no or bf16.")] = "no",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    device: Device = "auto",
+    precision: PrecisionOfPart = "no",
+    threads: Threads = None,
 ) -> None:
     """Train mini's audio encoder: it learns to hear what moves lips."""
     import torch
@@ -126,8 +134,7 @@ def audio(
     from emo_cli.training.stages import STAGES, RunOptions, with_options
     from emo_cli.training.teacher import load_teacher
 
-    if precision not in ("no", "bf16"):
-        raise EmoError(f"'{precision}' is no precision", "Use no or bf16.", exit_code=2)
+    check_precision_of_part(precision)
     if threads is not None:
         torch.set_num_threads(threads)
     stage = with_options(STAGES["audio"], steps=steps, batch=batch, lr=lr)
@@ -152,18 +159,15 @@ def audio(
 
 @app.command()
 def sync(
-    data: Annotated[
-        list[str],
-        typer.Option(help="Datasets of `emo train prepare`; each is drawn equally often."),
-    ],
-    out: Annotated[Path, typer.Option(help="The run's folder; run again to resume.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the optimizer.")] = None,
+    data: Datasets,
+    out: RunFolder,
+    steps: Steps = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Parts of clips per step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    lr: LearningRate = None,
     seed: Annotated[int, typer.Option(help="Of weights, order, disguises and noise.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="no or bf16.")] = "no",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    device: Device = "auto",
+    precision: PrecisionOfPart = "no",
+    threads: Threads = None,
 ) -> None:
     """Train SyncNet-mini, by which `emo eval` judges lip sync."""
     import torch
@@ -175,8 +179,7 @@ def sync(
     from emo_cli.training.sync_data import read_spoken_clips
     from emo_cli.training.sync_stage import SyncTask
 
-    if precision not in ("no", "bf16"):
-        raise EmoError(f"'{precision}' is no precision", "Use no or bf16.", exit_code=2)
+    check_precision_of_part(precision)
     if threads is not None:
         torch.set_num_threads(threads)
     stage = with_options(STAGES["sync"], steps=steps, batch=batch, lr=lr)

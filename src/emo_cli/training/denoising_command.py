@@ -10,12 +10,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emo_cli.errors import EmoError
+from emo_cli.training.options import (
+    Datasets,
+    Device,
+    LearningRate,
+    MicroBatches,
+    NewModelFolder,
+    PrecisionOfStage,
+    Preset,
+    Preview,
+    RunFolder,
+    Steps,
+    Threads,
+    Window,
+    Workers,
+    check_precision_of_stage,
+    check_preset,
+)
 
 if TYPE_CHECKING:
     from emo_cli.training.stages import RunOptions, Stage
     from emo_cli.training.variation import Variation
-
-PRESETS = ("mini", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,23 +47,17 @@ def denoising_command(name: str) -> Callable[..., None]:
     """The command of one stage."""
 
     def command(
-        data: Annotated[
-            list[str],
-            typer.Option(help="Datasets of `emo train prepare`; each is drawn equally often."),
-        ],
+        data: Datasets,
         init: Annotated[
             list[Path],
             typer.Option(help="Model folders to start from; the later one's parts win."),
         ],
-        out: Annotated[Path, typer.Option(help="The run's folder; run again to resume.")],
-        model: Annotated[str, typer.Option(help="mini or full.")] = "mini",
-        steps: Annotated[int | None, typer.Option(min=1, help="Steps of the optimizer.")] = None,
+        out: RunFolder,
+        model: Preset = "mini",
+        steps: Steps = None,
         batch: Annotated[int | None, typer.Option(min=1, help="Samples per step.")] = None,
-        lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
-        window: Annotated[
-            int | None,
-            typer.Option(min=4, help="Train on squares of so many latent pixels at the face."),
-        ] = None,
+        lr: LearningRate = None,
+        window: Window = None,
         augment: Annotated[
             bool,
             typer.Option(
@@ -64,11 +73,9 @@ def denoising_command(name: str) -> Callable[..., None]:
             ),
         ] = False,
         seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
-        device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-        precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
-        micro_batches: Annotated[
-            int, typer.Option(min=1, help="Parts of a batch, one after the other, for memory.")
-        ] = 1,
+        device: Device = "auto",
+        precision: PrecisionOfStage = "no",
+        micro_batches: MicroBatches = 1,
         eight_bit_adam: Annotated[
             bool, typer.Option("--eight-bit-adam", help="Optimizer states in 8 bits.")
         ] = False,
@@ -79,19 +86,15 @@ def denoising_command(name: str) -> Callable[..., None]:
                 help="Compute the Backbone twice instead of keeping what lies between.",
             ),
         ] = False,
-        workers: Annotated[int, typer.Option(min=0, help="Processes that read samples.")] = 0,
-        threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-        preview: Annotated[
-            bool, typer.Option(help="Draw held-out clips into OUT/previews when they are measured.")
-        ] = True,
+        workers: Workers = 0,
+        threads: Threads = None,
+        preview: Preview = True,
     ) -> None:
         from emo_cli.training.stages import RunOptions, stage_row, with_options
         from emo_cli.training.variation import Variation
 
-        if model not in PRESETS:
-            raise EmoError(f"'{model}' is no preset", "Use mini or full.", exit_code=2)
-        if precision not in ("no", "bf16", "fp16"):
-            raise EmoError(f"'{precision}' is no precision", "Use no, bf16 or fp16.", exit_code=2)
+        check_preset(model)
+        check_precision_of_stage(precision)
         stage = with_options(stage_row(name, model), steps=steps, batch=batch, lr=lr)
         options = RunOptions(
             out=out,
@@ -124,7 +127,7 @@ def denoising_command(name: str) -> Callable[..., None]:
 
 
 def newborn_command(
-    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    out: NewModelFolder,
 ) -> None:
     """Write `full` before its first stage: the parents of `emo download full`, and new layers."""
     import torch
@@ -157,7 +160,7 @@ def run_stage(
     import torch
     from accelerate import PartialState
 
-    from emo_cli.config import PRESETS as CONFIGS
+    from emo_cli.config import PRESETS
     from emo_cli.files import sha256_of
     from emo_cli.model.load import SUMS
     from emo_cli.training import loop
@@ -172,7 +175,7 @@ def run_stage(
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    config = CONFIGS[preset]
+    config = PRESETS[preset]
     data, inits, window = sources.data, sources.inits, sources.window
     network = starting_model(stage, preset, inits, options.seed)
     network.backbone.recompute = options.gradient_checkpointing

@@ -12,6 +12,7 @@ import typer
 
 from emo_cli.config import PRESETS, ModelConfig, read_model_config
 from emo_cli.errors import EmoError
+from emo_cli.training.options import NewModelFolder
 
 # What a wheel may hold: each file is under what package indexes and code hosts take.
 SHIPPED_FILE_BYTES, SHIPPED_BYTES = 16_000_000, 36_000_000
@@ -31,7 +32,7 @@ def pack_command(
     sources: Annotated[
         list[Path], typer.Argument(help="Runs and model folders; the later one's parts win.")
     ],
-    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    out: NewModelFolder,
     unfinished: Annotated[
         bool,
         typer.Option(

@@ -1,0 +1,53 @@
+"""Options that several commands of `emo train` share: each help text stands here once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emo_cli.errors import EmoError
+
+PRESET_NAMES = ("mini", "full")
+
+Datasets = Annotated[
+    list[str], typer.Option(help="Datasets of `emo train prepare`; each is drawn equally often.")
+]
+RunFolder = Annotated[Path, typer.Option(help="The run's folder; run again to resume.")]
+NewModelFolder = Annotated[Path, typer.Option(help="The model folder to write.")]
+Preset = Annotated[str, typer.Option(help="mini or full.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the optimizer.")]
+LearningRate = Annotated[float | None, typer.Option(help="Highest learning rate.")]
+Window = Annotated[
+    int | None, typer.Option(min=4, help="Train on squares of so many latent pixels at the face.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+PrecisionOfPart = Annotated[str, typer.Option(help="no or bf16.")]
+PrecisionOfStage = Annotated[str, typer.Option(help="no, bf16 or fp16.")]
+MicroBatches = Annotated[
+    int, typer.Option(min=1, help="Parts of a batch, one after the other, for memory.")
+]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that read samples.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+Preview = Annotated[
+    bool, typer.Option(help="Draw held-out clips into OUT/previews when they are measured.")
+]
+
+
+def check_preset(name: str) -> None:
+    """Raises: EmoError when there is no such preset."""
+    if name not in PRESET_NAMES:
+        raise EmoError(f"'{name}' is no preset", "Use mini or full.", exit_code=2)
+
+
+def check_precision_of_part(name: str) -> None:
+    """Raises: EmoError when mini's small networks cannot be trained in it."""
+    if name not in ("no", "bf16"):
+        raise EmoError(f"'{name}' is no precision", "Use no or bf16.", exit_code=2)
+
+
+def check_precision_of_stage(name: str) -> None:
+    """Raises: EmoError when the stages cannot be trained in it."""
+    if name not in ("no", "bf16", "fp16"):
+        raise EmoError(f"'{name}' is no precision", "Use no, bf16 or fp16.", exit_code=2)
