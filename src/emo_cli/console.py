@@ -62,6 +62,37 @@ def frame_progress(
         yield advance
 
 
+@contextlib.contextmanager
+def progress_bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each thing that takes time; call the result with what, done and total."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    tasks = {}
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(escape(what), total=total)
+            progress.update(tasks[what], completed=done)
+
+        yield show
+
+
 def _labelled(label: str, colour: str, text: str) -> None:
     from rich.console import Console
     from rich.text import Text

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +14,6 @@ from emo_cli.errors import EmoError
 if TYPE_CHECKING:
     from emo_cli.metrics.contract import Metric
     from emo_cli.metrics.evaluate import EvalOptions, Evaluation
-    from emo_cli.metrics.features import Progress
     from emo_cli.metrics.pairing import VideoFolder
 
 MAKE = "Make the videos first"
@@ -221,10 +218,11 @@ def _cores() -> int:
 def _evaluate(options: EvalOptions, chosen: tuple[Metric, ...], quiet: bool) -> Evaluation:
     from functools import partial
 
+    from emo_cli.console import progress_bars
     from emo_cli.metrics.evaluate import evaluate
     from emo_cli.metrics.registry import build_extractors
 
-    with _progress(quiet) as progress:
+    with progress_bars(quiet=quiet) as progress:
         return evaluate(
             options,
             metrics=chosen,
@@ -268,34 +266,3 @@ def _refuse_gaps(result: Evaluation, failed: int) -> None:
     gaps += [f"no value for {', '.join(dict.fromkeys(empty))}"] if empty else []
     if gaps:
         raise EmoError("; ".join(gaps), "The reasons stand in the notes.")
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Progress]:
-    """A bar for each thing that takes time, with the time it still takes."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    tasks = {}
-    with Bars(*columns, console=Console(stderr=True), disable=quiet) as bars:
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(escape(what), total=total)
-            bars.update(tasks[what], completed=done)
-
-        yield show
