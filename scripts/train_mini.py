@@ -11,6 +11,7 @@ commands; --tiny runs all of them on a few files for a step or two, to see that 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -19,6 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PORTRAITS = ("london", "canada", "faker")
+# glibc asks for large pages and keeps what it has: a training step on a CPU takes a fifth less.
+LARGE_PAGES = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:"
+    "glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456"
+}
 TINY_TRAIN = ("--steps", "2", "--batch", "2")
 TINY_FILES = 3  # of each kind, one of them held out for validation
 
@@ -42,7 +48,8 @@ def main() -> None:
             continue
         started = time.monotonic()
         # The command's own last line says what went wrong, and what to do.
-        code = subprocess.call([sys.executable, "-m", "emo_cli", *step.arguments])
+        command = [sys.executable, "-m", "emo_cli", *step.arguments]
+        code = subprocess.call(command, env=os.environ | LARGE_PAGES)
         if code:
             raise SystemExit(code)
         print(f"    {time.monotonic() - started:.0f} s", flush=True)
@@ -58,8 +65,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="bf16", help="of the stages: no or bf16")
-    parser.add_argument("--window", type=int, help="train video on squares at the face (CPU)")
-    parser.add_argument("--puppets", type=int, default=600)
+    parser.add_argument(
+        "--window", type=int, default=16, help="train on squares at the face; 0: whole pictures"
+    )
+    parser.add_argument("--puppets", type=int, default=1000)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     return parser.parse_args()
@@ -120,7 +129,7 @@ def stage_steps(options: argparse.Namespace) -> list[Step]:
     return [
         stage("image", [out / "autoencoder/model", out / "audio/model"]),
         stage("video", [out / "image/model"], *window),
-        stage("speed", [out / "video/model"]),
+        stage("speed", [out / "video/model"], *window),
         emo("pack", str(out / "speed"), "--out", str(out / "mini")),
     ]
 

@@ -177,7 +177,8 @@ STAGES = {stage.name: stage for stage in (AUTOENCODER, AUDIO, SYNC, IMAGE, VIDEO
 
 # A small model learns from scratch: larger steps, a decay to the end, a shorter average.
 FROM_SCRATCH: dict[str, Any] = {
-    "lr": 4e-4,
+    "batch": 8,
+    "lr": 5e-4,
     "final_lr": 0.05,
     "betas": (0.9, 0.99),
     "warmup_steps": 50,
@@ -186,9 +187,9 @@ FROM_SCRATCH: dict[str, Any] = {
     "checkpoint_every": 20,
 }
 MINI_STAGES = {
-    "image": dataclasses.replace(IMAGE, batch=16, steps=3000, **FROM_SCRATCH),
-    "video": dataclasses.replace(VIDEO, steps=3000, **FROM_SCRATCH),
-    "speed": dataclasses.replace(SPEED, steps=1000, **FROM_SCRATCH),
+    "image": dataclasses.replace(IMAGE, steps=600, **FROM_SCRATCH),
+    "video": dataclasses.replace(VIDEO, steps=5000, **FROM_SCRATCH),
+    "speed": dataclasses.replace(SPEED, steps=600, **FROM_SCRATCH),
     "distill": dataclasses.replace(DISTILL, steps=1500, **(FROM_SCRATCH | {"lr": 1e-4})),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def freeze_others(
 def build_optimizer(module: nn.Module, stage: Stage, options: RunOptions) -> torch.optim.Optimizer:
     """AdamW over what trains; with 8-bit states where bitsandbytes is installed and asked for."""
     trained = [p for p in module.parameters() if p.requires_grad]
-    kind: Any = torch.optim.AdamW
+    kind: Any = functools.partial(torch.optim.AdamW, fused=True)
     if options.eight_bit_adam:
         try:
             import bitsandbytes
