@@ -13,7 +13,14 @@ from emo_cli.config import FULL
 from emo_cli.errors import EmoError
 from emo_cli.model import pretrained
 from emo_cli.model.backbone import Backbone, VideoState
-from emo_cli.model.layers import ShortAttention, attention, sinusoid
+from emo_cli.model.layers import (
+    FeedForward,
+    GroupNorm,
+    ShortAttention,
+    add_branch,
+    attention,
+    sinusoid,
+)
 from emo_cli.model.reference_net import ReferenceNet
 from emo_cli.model.spatial import BackboneTransformer
 from emo_cli.model.speed import SpeedEncoder
@@ -131,7 +138,7 @@ def test_temporal_module_equals_unchanged_animatediff_for_one_frame():
     none = torch.zeros(3, 0, 16, 16)
     state = TemporalState(
         none, (none, none, none), ours.block.attn_speed.fold(torch.randn(3, 1, 6)),
-        torch.zeros(3, 1, 1, 2), sinusoid(1, 16, like=x)[:, None],
+        torch.zeros(3, 2, 1, 1), sinusoid(1, 16, like=x)[:, None],
     )  # fmt: skip
     torch.testing.assert_close(ours(x, state), theirs(x, num_frames=1), atol=1e-5, rtol=1e-5)
 
@@ -142,6 +149,25 @@ def test_short_attention_equals_plain_attention():
     x, context = torch.randn(3, 20, 16), torch.randn(3, 7, 10)
     plain = layer(x, *layer.keys_values(context))
     torch.testing.assert_close(layer.attend(x, layer.fold(context)), plain, atol=1e-5, rtol=1e-5)
+
+
+def test_branch_added_in_pieces_equals_the_whole(monkeypatch):
+    layer, t = randomised(FeedForward(16, 2), 2, scale=0.3), torch.randn(3, 5, 16)
+    with torch.enable_grad():
+        whole = add_branch(t, layer)
+    monkeypatch.setattr("emo_cli.model.layers.PIECE_ROWS", 4)
+    with torch.no_grad():
+        torch.testing.assert_close(add_branch(t.clone(), layer), whole, atol=1e-6, rtol=1e-5)
+        strided = t.transpose(0, 1).contiguous().transpose(0, 1)
+        torch.testing.assert_close(add_branch(strided, layer), whole, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_group_norm_of_small_maps_in_bf16_equals_fp32_rounded_once():
+    norm, x = randomised(GroupNorm(4, 16), 2, scale=0.3).bfloat16(), torch.randn(2, 16, 8, 8)
+    x = x.bfloat16().contiguous(memory_format=torch.channels_last)
+    expected = nn.functional.group_norm(x.float(), 4, norm.weight.float(), norm.bias.float())
+    assert torch.equal(norm(x), expected.bfloat16())
 
 
 def test_attention_of_few_keys_equals_sdpa():
@@ -158,7 +184,7 @@ def test_speed_attention_adds_time_positions_to_its_queries():
     state = module.prepare(torch.randn(1, 4, 16, 2, 2), torch.randn(1, 12, 6))
     y = torch.randn(1, 12, 4, 16)
     layer, positions = module.block.attn_speed, state.positions
-    offset = state.speed_offset.expand(-1, 12, 4, -1).flatten(1, 2)
+    offset = state.speed_offset.expand(-1, -1, 12, 4).flatten(2)
     folded = layer.attend(y.flatten(1, 2), state.speed, offset)
     moved = layer.attend((y + positions[4:]).flatten(1, 2), state.speed)
     torch.testing.assert_close(folded, moved, atol=1e-5, rtol=1e-5)

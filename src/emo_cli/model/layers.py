@@ -7,6 +7,7 @@ N = H*W tokens, S keys of a short context, D context width, h heads, d head widt
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEW_KEYS = 32
+SMALL_MAP = 1024  # pixels; torch's channels_last GroupNorm has another CPU kernel below
+PIECE_ROWS = 2048  # tokens whose hidden values stay in a core's cache at `mini`'s widths
 
 
 def fold_frames(x: Tensor) -> Tensor:
@@ -62,6 +65,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def add_branch(t: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+    """t + branch(t) for tokens [..., C] that the branch sees one by one; t may be overwritten."""
+    if t.device.type != "cpu" or torch.is_grad_enabled():
+        return t + branch(t)
+    # What a branch holds at once is larger than t. Made whole it would lie in fresh pages, whose
+    # first touch costs a CPU more than the arithmetic; a piece lies in its cache.
+    rows = t.flatten(0, -2)
+    for piece in rows.split(PIECE_ROWS):
+        piece += branch(piece)
+    return rows.view_as(t)
+
+
 def zero_(layer: nn.Module) -> None:
     """New layers start silent: zero weights and bias (EMO inherits SD, sec. 3.3)."""
     for parameter in layer.parameters():
@@ -70,13 +85,17 @@ def zero_(layer: nn.Module) -> None:
 
 class GroupNorm(nn.GroupNorm):
     """torch's, around two faults of it on a CPU (2.13), both for channels_last inputs: its backward
-    pass crashes when they need no gradient, as behind frozen layers, and in bf16 it is slow."""
+    pass crashes when they need no gradient, as behind frozen layers, and in bf16 it is slow, in
+    training always, else on small maps."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and self.weight.requires_grad and not x.requires_grad:
             x = x.detach().requires_grad_()
-        if x.dtype == torch.bfloat16 and self.weight.dtype == torch.float32:  # autocast, as on CUDA
-            return super().forward(x.float()).to(x.dtype)
+        autocast = self.weight.dtype == torch.float32  # as on CUDA
+        small = x.device.type == "cpu" and x.shape[-2:].numel() < SMALL_MAP
+        if x.dtype == torch.bfloat16 and (autocast or small):
+            weight, bias = self.weight.float(), self.bias.float()
+            return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
         return super().forward(x)
 
 
@@ -114,14 +133,14 @@ class Attention(nn.Module):
 class Folded(NamedTuple):
     """Keys and values of a short context, multiplied into the query and output weights."""
 
-    scores: Tensor  # [B, C, S*h]: W_q K^T / sqrt(d)
+    scores: Tensor  # [B, S*h, C]: K W_q^T / sqrt(d)
     outputs: Tensor  # [B, S*h, C]: V W_o
 
 
 class ShortAttention(Attention):
     """Attention to a handful of keys that stay for the clip (audio tokens, speed features).
 
-    W_q K^T and V W_o are folded once per clip, exactly; a step then costs two thin products and
+    K W_q^T and V W_o are folded once per clip, exactly; a step then costs two thin products and
     a softmax, instead of two C x C projections.
     """
 
@@ -131,17 +150,18 @@ class ShortAttention(Attention):
         head = keys.shape[-1]
         to_q = self.to_q.weight.unflatten(0, (self.heads, head))  # [h, d, C]
         to_out = self.out.weight.unflatten(1, (self.heads, head))  # [C, h, d]
-        scores = torch.einsum("hdc,bhsd->bcsh", to_q, keys * head**-0.5).flatten(2)
+        scores = torch.einsum("hdc,bhsd->bshc", to_q, keys * head**-0.5).flatten(1, 2)
         outputs = torch.einsum("chd,bhsd->bshc", to_out, values).flatten(1, 2)
         return Folded(scores, outputs)
 
     def attend(self, x: Tensor, folded: Folded, offset: Tensor | None = None) -> Tensor:
-        """Tokens [B, N, C] -> [B, N, C]; `offset` [B, N, S*h] is added to the scores."""
-        scores = torch.bmm(x, folded.scores)
+        """Tokens [B, N, C] -> [B, N, C]; `offset` [B, S*h, N] is added to the scores."""
+        scores = torch.bmm(folded.scores, x.transpose(1, 2))  # [B, S*h, N]
         if offset is not None:
             scores = scores + offset
-        weights = scores.unflatten(-1, (-1, self.heads)).softmax(-2).flatten(-2)
-        return torch.baddbmm(self.out.bias, weights, folded.outputs)
+        # Tokens lie last: a softmax over a handful of neighbours would leave vector units idle.
+        weights = scores.unflatten(1, (-1, self.heads)).softmax(1).flatten(1, 2)
+        return torch.baddbmm(self.out.bias, weights.transpose(1, 2), folded.outputs)
 
 
 class GatedLinear(nn.Module):

@@ -16,6 +16,7 @@ from emo_cli.model.layers import (
     Folded,
     GroupNorm,
     ShortAttention,
+    add_branch,
     to_maps,
     to_tokens,
     zero_,
@@ -41,6 +42,9 @@ class SelfAttentionBlock(nn.Module):
         y = self.norm1(t)
         return t + self.attn1(y, *self.attn1.keys_values(y))
 
+    def feed_forward(self, t: Tensor) -> Tensor:
+        return self.ff(self.norm3(t))
+
 
 class ReferenceBlock(SelfAttentionBlock):
     """ReferenceNet's block: no cross-attention, so SD's `norm2` normalises what is handed out."""
@@ -49,7 +53,7 @@ class ReferenceBlock(SelfAttentionBlock):
         """Tokens [B, N, C] -> (tokens, reference feature), both [B, N, C]."""
         t = self.attend_to_self(t)
         feature = self.norm2(t)
-        return t + self.ff(self.norm3(t)), feature
+        return add_branch(t, self.feed_forward), feature
 
 
 class BackboneBlock(SelfAttentionBlock):
@@ -73,7 +77,7 @@ class BackboneBlock(SelfAttentionBlock):
         queries = self.norm2(t).reshape(clips, -1, t.shape[-1])
         t = t + self.attn2(queries, *reference).view_as(t)
         t = t + self.attn_audio.attend(self.norm_audio(t), audio)
-        return t + self.ff(self.norm3(t))
+        return add_branch(t, self.feed_forward)
 
 
 class SpatialTransformer(nn.Module):

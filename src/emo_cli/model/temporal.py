@@ -18,6 +18,7 @@ from emo_cli.model.layers import (
     Folded,
     GroupNorm,
     ShortAttention,
+    add_branch,
     attention,
     fold_frames,
     sinusoid,
@@ -34,7 +35,7 @@ class TemporalState(NamedTuple):
     motion: Tensor  # [B, M, N, C] tokens of the motion frames
     projected: tuple[Tensor, ...]  # their queries, keys, values in the first attention
     speed: Folded
-    speed_offset: Tensor  # [B, F, 1, S*h] scores of the time positions
+    speed_offset: Tensor  # [B, S*h, F, 1] scores of the time positions
     positions: Tensor  # [M+F, 1, C]
 
     def first(self) -> TemporalState:
@@ -95,13 +96,16 @@ class TemporalBlock(nn.Module):
         q, k, v = self.attn2.project(self.norm2(both) + positions)
         return both[:, count:] + self.attn2.over_frames(q[:, count:], k, v)
 
+    def feed_forward(self, tokens: Tensor) -> Tensor:
+        return self.ff(self.norm3(tokens))
+
     def forward(self, tokens: Tensor, state: TemporalState) -> Tensor:
         """tokens [B, F, N, C] -> the same shape."""
         tokens = self.attend_to_frames(tokens, state)
         y, (_, frames, places, _) = self.norm_speed(tokens), tokens.shape
-        offset = state.speed_offset.expand(-1, frames, places, -1).flatten(1, 2)
+        offset = state.speed_offset.expand(-1, -1, frames, places).flatten(2)
         tokens = tokens + self.attn_speed.attend(y.flatten(1, 2), state.speed, offset).view_as(y)
-        return tokens + self.ff(self.norm3(tokens))
+        return add_branch(tokens, self.feed_forward)
 
 
 class TemporalModule(nn.Module):
@@ -144,7 +148,7 @@ class TemporalModule(nn.Module):
         positions = sinusoid(count + speed.shape[1], tokens.shape[-1], like=tokens)[:, None]
         projected = block.attn1.project(block.norm1(tokens) + positions[:count])
         folded = block.attn_speed.fold(speed)
-        offset = torch.matmul(positions[count:, 0], folded.scores)[:, :, None]  # [B, F, 1, S*h]
+        offset = torch.matmul(folded.scores, positions[count:, 0].T)[..., None]  # [B, S*h, F, 1]
         return TemporalState(tokens, projected, folded, offset, positions)
 
     def forward(self, x: Tensor, state: TemporalState) -> Tensor:
