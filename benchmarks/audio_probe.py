@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load_file
 
 from emo_cli.audio import SAMPLE_RATE_HZ, AudioFeatures, Sound, build_wav2vec, decode_sound
-from emo_cli.config import MINI
 from emo_cli.faces import FaceFinder
+from emo_cli.presets import MINI
 from emo_cli.training.lips import stored_lip_openings
 from emo_cli.training.splits import is_held_out, name_hash
 from emo_cli.training.teacher import ROW, Teacher, load_teacher

@@ -25,11 +25,12 @@ from measure import machine_rates, peak_memory_mib, reset_peak_memory, synchroni
 from step import compare
 
 from emo_cli import GenerateOptions, __version__
-from emo_cli.config import FULL, ModelConfig, Quality
+from emo_cli.config import ModelConfig, Quality
 from emo_cli.device import choose_device, choose_dtype
 from emo_cli.engine import Engine, Video
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.portrait import Portrait
+from emo_cli.presets import FULL
 from emo_cli.sound import SAMPLE_RATE_HZ, Sound
 
 

@@ -30,9 +30,9 @@ import numpy as np
 import soundfile
 import torch
 
-from emo_cli.config import MINI
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.load import save_model
+from emo_cli.presets import MINI
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 FACE_REGION = "100,50,400,450"  # of the example portrait: no face is looked for

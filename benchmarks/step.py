@@ -20,10 +20,11 @@ from measure import flops, machine_rates, peak_memory_mib, timings
 from torch import Tensor, nn
 
 from emo_cli import __version__
-from emo_cli.config import PRESETS, ModelConfig
+from emo_cli.config import ModelConfig
 from emo_cli.device import choose_device, choose_dtype
 from emo_cli.model.backbone import Backbone
 from emo_cli.model.reference_net import ReferenceNet
+from emo_cli.presets import PRESETS
 
 TEXT_TOKENS = 77
 

@@ -168,7 +168,7 @@ class Watch:
 
 def bring_home(home: Path, run: Path, name: str) -> None:
     """The newest checkpoint as fp16, averaged and as it is, and what was measured."""
-    from emo_cli.config import MINI
+    from emo_cli.presets import MINI
     from emo_cli.training.pack import write_checkpoint
 
     checkpoint = max((run / "checkpoints").glob("step-" + "[0-9]" * 8))

@@ -4,9 +4,10 @@ import dataclasses
 
 import torch
 
-from emo_cli.config import FULL, MINI, ModelConfig
+from emo_cli.config import ModelConfig
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.load import save_model
+from emo_cli.presets import FULL, MINI
 
 # SD 1.5's layout (four levels, no attention on the last) with few channels.
 SMALL_UNET = dataclasses.replace(

@@ -21,8 +21,9 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from emo_cli.audio import AudioFeatures, build_wav2vec
-from emo_cli.config import FULL, MINI, AudioConfig
+from emo_cli.config import AudioConfig
 from emo_cli.errors import EmoError
+from emo_cli.presets import FULL, MINI
 from emo_cli.sound import Sound, decode_sound
 
 ENCODERS = {

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperModel
 
 from emo_cli.audio import build_wav2vec
-from emo_cli.config import MINI
 from emo_cli.errors import EmoError
 from emo_cli.faces import FaceFinder
+from emo_cli.presets import MINI
 from emo_cli.training import audio_data, audio_noise, commands, speech_synthesis, splits
 from emo_cli.training.audio_data import open_sound_cache, resampled
 from emo_cli.training.audio_stage import PIECE_ROWS, AudioLoss, AudioTask, SoundSamples

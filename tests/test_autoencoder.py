@@ -7,7 +7,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from emo_cli.config import FULL, MINI
 from emo_cli.errors import EmoError
 from emo_cli.model.autoencoder import (
     KLAutoencoder,
@@ -15,6 +14,7 @@ from emo_cli.model.autoencoder import (
     build_autoencoder,
     rename_old_attention,
 )
+from emo_cli.presets import FULL, MINI
 
 SMALL = dataclasses.replace(
     MINI.autoencoder,

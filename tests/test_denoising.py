@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_models import SMALL_FULL, SMALL_MINI, randomised
 
-from emo_cli.config import FULL
 from emo_cli.model.emo_model import EmoModel, part_of
+from emo_cli.presets import FULL
 from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, mouth_share, snr_weight
 from emo_cli.training.stages import IMAGE, SPEED, VIDEO
 from emo_cli.training.start import freeze_others

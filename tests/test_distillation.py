@@ -10,10 +10,11 @@ from small_models import SMALL_FULL, SMALL_MINI, randomised, save_small
 from test_denoising import PLAIN, batch_of
 
 from emo_cli import Engine, GenerateOptions
-from emo_cli.config import MINI, read_model_config
+from emo_cli.config import read_model_config
 from emo_cli.files import sha256_of
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.load import load_parts
+from emo_cli.presets import MINI
 from emo_cli.sampler import build_scheduler, denoise, guidance_branches
 from emo_cli.training import loop
 from emo_cli.training.distillation import (

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from small_models import SMALL_MINI, save_small
 
-from emo_cli import cli, config
+from emo_cli import cli, presets
 from emo_cli.errors import EmoError
 from emo_cli.model.load import load_model
 from emo_cli.training import precompute
@@ -115,7 +115,7 @@ def script(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> No
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(config.PRESETS, "mini", SMALL_MINI)
+    monkeypatch.setitem(presets.PRESETS, "mini", SMALL_MINI)
     return save_small(tmp_path / "small")
 
 

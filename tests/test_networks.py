@@ -9,7 +9,6 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, M
 from small_models import SMALL_FULL, SMALL_MINI, SMALL_UNET, randomised
 from torch import nn
 
-from emo_cli.config import FULL
 from emo_cli.errors import EmoError
 from emo_cli.model import pretrained
 from emo_cli.model.backbone import Backbone, VideoState
@@ -25,6 +24,7 @@ from emo_cli.model.reference_net import ReferenceNet
 from emo_cli.model.spatial import BackboneTransformer
 from emo_cli.model.speed import SpeedEncoder
 from emo_cli.model.temporal import TemporalModule, TemporalState
+from emo_cli.presets import FULL
 
 
 def sd_unet(widths=SMALL_UNET.widths, heads=2, groups=8, context=20):

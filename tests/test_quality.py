@@ -6,8 +6,9 @@ import json
 import pytest
 
 from emo_cli import cli
-from emo_cli.config import FULL, MINI, GenerateOptions
+from emo_cli.config import GenerateOptions
 from emo_cli.errors import EmoError
+from emo_cli.presets import FULL, MINI
 from emo_cli.quality import QUALITIES, TABLE, check_options, parse_interval, resolve
 from emo_cli.sampler import build_scheduler
 

@@ -6,8 +6,8 @@ import functools
 import pytest
 import torch
 
-from emo_cli.config import FULL, MINI
 from emo_cli.errors import EmoError
+from emo_cli.presets import FULL, MINI
 from emo_cli.sampler import (
     Branch,
     build_scheduler,

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from small_models import SMALL_MINI, save_small
 
-from emo_cli import Engine, GenerateOptions, cli, config
+from emo_cli import Engine, GenerateOptions, cli, presets
 from emo_cli.files import sha256_of
 from emo_cli.model.load import load_model, model_digest
 from emo_cli.training import pack, precompute
@@ -40,7 +40,7 @@ def made_labels(rng) -> Labels:
 def small_mini():
     """`mini` is small in this file: the same commands, fewer numbers."""
     patch = pytest.MonkeyPatch()
-    patch.setitem(config.PRESETS, "mini", SMALL_MINI)
+    patch.setitem(presets.PRESETS, "mini", SMALL_MINI)
     yield
     patch.undo()
 

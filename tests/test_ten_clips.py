@@ -14,7 +14,7 @@ import torch
 from small_models import SMALL_MINI
 from transformers import WhisperConfig, WhisperModel
 
-from emo_cli import cli, config
+from emo_cli import cli, presets
 from emo_cli.training.splits import is_held_out
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,8 +78,8 @@ def test_ten_raw_clips_of_shared_data_go_through_all_stages_to_a_video(
     tmp_path: Path, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = dataclasses.replace(SMALL_MINI, name="mini", picture_size=256)
-    monkeypatch.setattr(config, "MINI", tiny)
-    monkeypatch.setitem(config.PRESETS, "mini", tiny)
+    monkeypatch.setattr(presets, "MINI", tiny)
+    monkeypatch.setitem(presets.PRESETS, "mini", tiny)
     torch.set_num_threads(1)
     video = tmp_path / "talks.mp4"
     for command in guide():

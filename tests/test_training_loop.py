@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from emo_cli.config import MINI
 from emo_cli.errors import EmoError
+from emo_cli.presets import MINI
 from emo_cli.training import commands, draws, loop, splits
 from emo_cli.training.pictures import open_picture_cache, random_crop
 from emo_cli.training.stages import AUTOENCODER, RunOptions, Stage

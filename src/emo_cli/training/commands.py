@@ -58,7 +58,7 @@ def autoencoder(
     import torch
     from accelerate import PartialState
 
-    from emo_cli.config import MINI
+    from emo_cli.presets import MINI
     from emo_cli.training import loop
     from emo_cli.training.autoencoder_stage import AutoencoderTask
     from emo_cli.training.pictures import open_picture_cache
@@ -127,7 +127,7 @@ def audio(
     import torch
     from accelerate import PartialState
 
-    from emo_cli.config import MINI
+    from emo_cli.presets import MINI
     from emo_cli.training import loop
     from emo_cli.training.audio_data import open_sound_cache
     from emo_cli.training.audio_stage import TEACHER_LAYERS, AudioTask
@@ -173,7 +173,7 @@ def sync(
     import torch
     from accelerate import PartialState
 
-    from emo_cli.config import MINI
+    from emo_cli.presets import MINI
     from emo_cli.training import loop
     from emo_cli.training.stages import STAGES, RunOptions, with_options
     from emo_cli.training.sync_data import read_spoken_clips

@@ -132,9 +132,9 @@ def newborn_command(
     """Write `full` before its first stage: the parents of `emo download full`, and new layers."""
     import torch
 
-    from emo_cli.config import FULL
     from emo_cli.model.load import save_model
     from emo_cli.model.pretrained import downloaded_parents, model_from_parents
+    from emo_cli.presets import FULL
 
     save_model(model_from_parents(FULL, downloaded_parents()), out, dtype=torch.float32)
     typer.echo(out)
@@ -160,9 +160,9 @@ def run_stage(
     import torch
     from accelerate import PartialState
 
-    from emo_cli.config import PRESETS
     from emo_cli.files import sha256_of
     from emo_cli.model.load import SUMS
+    from emo_cli.presets import PRESETS
     from emo_cli.training import loop
     from emo_cli.training.commands import step_progress
     from emo_cli.training.denoising_stage import (

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emo_cli.config import PRESETS, ModelConfig, read_model_config
+from emo_cli.config import ModelConfig, read_model_config
 from emo_cli.errors import EmoError
 from emo_cli.model.emo_model import PARTS, EmoModel, part_of
 from emo_cli.model.load import (
@@ -23,6 +23,7 @@ from emo_cli.model.load import (
     write_config,
     write_part,
 )
+from emo_cli.presets import PRESETS
 from emo_cli.training.dataset import ClipDataset, Needs
 from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, cut_window, mouth_share
 from emo_cli.training.draws import Draw, derive_seed

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from emo_cli.config import PRESETS, ModelConfig, read_model_config
+from emo_cli.config import ModelConfig, read_model_config
 from emo_cli.errors import EmoError
+from emo_cli.presets import PRESETS
 from emo_cli.training.options import NewModelFolder
 
 # What a wheel may hold: each file is under what package indexes and code hosts take.

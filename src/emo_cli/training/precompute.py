@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from emo_cli.audio import AudioFeatures, build_wav2vec
-from emo_cli.config import PRESETS, ModelConfig, read_model_config
+from emo_cli.config import ModelConfig, read_model_config
 from emo_cli.errors import EmoError
 from emo_cli.model.autoencoder import build_autoencoder
 from emo_cli.model.load import load_part, model_folder, read_sums
+from emo_cli.presets import PRESETS
 from emo_cli.raw_video import FPS
 from emo_cli.sound import SAMPLE_RATE_HZ, Sound
 from emo_cli.training.samples import PackedSample, decode_frames, decode_sound, pack_arrays
