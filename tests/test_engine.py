@@ -12,7 +12,7 @@ from small_models import SMALL_FULL, save_small
 
 from emo_cli import Engine, GenerateOptions
 from emo_cli.denoiser import BackboneSteps, ClipDenoiser
-from emo_cli.device import Offload, choose_dtype
+from emo_cli.device import Offload, choose_dtype, keep_freed_memory
 from emo_cli.errors import EmoError
 from emo_cli.files import sha256_of
 from emo_cli.model.load import SUMS, load_model
@@ -468,3 +468,17 @@ def test_a_model_has_its_own_usual_speed_and_the_user_wins(engine):
     usual = engine.config.speed.usual
     assert resolve(GenerateOptions(), engine.config).speed == usual
     assert resolve(GenerateOptions(speed=1.1), engine.config).speed == 1.1
+
+
+@pytest.mark.parametrize("library", ["glibc", "musl", ""])
+def test_only_glibc_is_asked_to_keep_freed_memory(monkeypatch, library: str) -> None:
+    monkeypatch.setattr("platform.libc_ver", lambda: (library, "2"))
+    asked: list[int] = []
+
+    class LibC:
+        def mallopt(self, option: int, value: int) -> int:
+            asked.append(option)
+            return 1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: LibC())
+    assert keep_freed_memory() == (library == "glibc") == bool(asked)

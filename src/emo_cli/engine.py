@@ -23,7 +23,13 @@ from emo_cli.clips import PlannedClip, count_clips, plan
 from emo_cli.conditions import constant_speed, windows
 from emo_cli.config import GenerateOptions, ModelConfig
 from emo_cli.denoiser import BackboneSteps, ClipDenoiser
-from emo_cli.device import Offload, choose_device, choose_dtype, out_of_memory_hint
+from emo_cli.device import (
+    Offload,
+    choose_device,
+    choose_dtype,
+    keep_freed_memory,
+    out_of_memory_hint,
+)
 from emo_cli.errors import EmoError
 from emo_cli.frames import Clip, MadeClip, start_decoding
 from emo_cli.model.backbone import VideoState
@@ -83,6 +89,8 @@ class Engine:
     ) -> None:
         to_device = choose_device(device)
         numbers = choose_dtype(dtype, to_device)
+        if to_device.type == "cpu":
+            keep_freed_memory()
         self.folder = model_folder(model)
         with out_of_memory_hint():
             loaded = load_model(self.folder, device="cpu" if low_vram else to_device, dtype=numbers)
