@@ -19,7 +19,8 @@ CONFIGS = {"full": FULL, "mini": MINI}
 def test_without_a_quality_the_model_decides_and_nothing_is_cached(config):
     sampling, own = resolve(GenerateOptions(), config), config.diffusion
     assert (sampling.solver, sampling.steps) == (own.solver, own.steps)
-    assert sampling.guidance == sampling.audio_guidance == own.guidance
+    guidance = (sampling.guidance, sampling.audio_guidance)
+    assert guidance == (own.guidance, own.audio_guidance)
     assert sampling.guidance_interval is None
     assert sampling.guidance_rescale == 0 and sampling.cache_interval == 1
 
@@ -63,6 +64,12 @@ def test_a_users_option_wins_over_the_quality(quality):
     assert {name: getattr(sampling, name) for name in own} == own
 
 
+def test_the_sound_is_guided_as_the_rest_where_the_user_or_a_quality_names_one():
+    assert resolve(GenerateOptions(guidance=3.0), MINI).audio_guidance == 3.0
+    assert resolve(GenerateOptions(quality="fast"), MINI).audio_guidance == 1.0
+    assert resolve(GenerateOptions(guidance=3.0, audio_guidance=1.5), MINI).audio_guidance == 1.5
+
+
 def test_off_can_be_said_against_a_quality():
     off = GenerateOptions(
         quality="balanced", guidance_interval=(0, 999), guidance_rescale=0.0, guidance=1.0
@@ -74,10 +81,10 @@ def test_off_can_be_said_against_a_quality():
 
 
 def test_a_distilled_model_is_not_slowed_down_by_fast():
-    diffusion = dataclasses.replace(MINI.diffusion, steps=4)
+    diffusion = dataclasses.replace(MINI.diffusion, steps=2)
     distilled = dataclasses.replace(MINI, diffusion=diffusion)
     sampling = resolve(GenerateOptions(quality="fast"), distilled)
-    assert sampling.steps == 4 and sampling.cache_interval == 1
+    assert sampling.steps == 2 and sampling.cache_interval == 1
 
 
 @pytest.mark.parametrize(

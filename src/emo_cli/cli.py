@@ -109,7 +109,9 @@ def generate(
     audio_guidance: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Guidance of the sound alone. [as --guidance]", rich_help_panel=RARE
+            min=0,
+            help="Guidance of the sound alone. [as --guidance, else the model's]",
+            rich_help_panel=RARE,
         ),
     ] = DEFAULTS.audio_guidance,
     guidance_interval: Annotated[

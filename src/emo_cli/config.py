@@ -103,6 +103,7 @@ class DiffusionConfig:
     solver: Solver
     steps: int
     guidance: float
+    audio_guidance: float  # of the sound alone, where the user names no guidance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,7 @@ class GenerateOptions:
     steps: int | None = None
     solver: Solver | None = None
     guidance: float | None = None  # of reference and audio together; 1 costs one forward
-    audio_guidance: float | None = None  # of audio alone; None: the same as `guidance`
+    audio_guidance: float | None = None  # of audio alone; None: as `guidance`, else the model's
     guidance_interval: tuple[int, int] | None = None  # timesteps, lowest and highest guided ones
     guidance_rescale: float | None = None  # 0 (off) to 1; Lin et al. 2023, sec. 3.4
     cache_interval: int | None = None  # deep features are made every so many steps; 1: always

@@ -85,6 +85,7 @@ FULL = ModelConfig(
         solver="ddim",
         steps=40,
         guidance=3.5,
+        audio_guidance=3.5,
     ),
     face_locator_widths=(16, 32, 64),
     untrained=True,
@@ -151,8 +152,9 @@ MINI = dataclasses.replace(
         spacing="trailing",
         shared_noise=0.5,
         solver="ddim",
-        steps=8,
+        steps=4,
         guidance=1.0,
+        audio_guidance=2.0,
     ),
     face_locator_widths=(8, 16, 32),
 )

@@ -26,7 +26,7 @@ class Preset:
     cache_interval: int = 1
 
 
-# `full` is made for guidance, `mini` for doing without. Guidance at the ends of the trajectory
+# `full` is made for guidance, `mini` guides the sound alone. Guidance at the ends of the trajectory
 # costs as much as in its middle and helps least (Kynkaanniemi et al. 2024).
 MIDDLE = (200, 800)
 TABLE: dict[tuple[Layout, Quality], Preset] = {
@@ -39,7 +39,7 @@ TABLE: dict[tuple[Layout, Quality], Preset] = {
     ("mini", "balanced"): Preset(
         solver="unipc", steps=12, guidance=2.0, guidance_interval=MIDDLE, guidance_rescale=0.7
     ),
-    ("mini", "fast"): Preset(solver="ddim", steps=5, guidance=1.0, cache_interval=2),
+    ("mini", "fast"): Preset(solver="ddim", steps=4, guidance=1.0),
 }
 # Layers at the end of the way up that run even where deep features are reused. DeepCache's own
 # choice for SD 1.5 is the last one alone.
@@ -79,7 +79,9 @@ def resolve(options: GenerateOptions, config: ModelConfig) -> Sampling:
         solver=options.solver or row.solver or own.solver,
         steps=options.steps or row.steps or own.steps,
         guidance=guidance,
-        audio_guidance=_first(options.audio_guidance, guidance),
+        audio_guidance=_first(
+            options.audio_guidance, options.guidance, row.guidance, own.audio_guidance
+        ),
         guidance_interval=options.guidance_interval or row.guidance_interval,
         guidance_rescale=_first(options.guidance_rescale, row.guidance_rescale),
         cache_interval=options.cache_interval or row.cache_interval,

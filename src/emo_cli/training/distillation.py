@@ -42,7 +42,12 @@ COMPARED_CLIPS = 2  # held-out ones that are sampled to the end: 44 forwards eac
 def distilled(diffusion: DiffusionConfig) -> DiffusionConfig:
     """What a student is sampled with: `STUDENT_STEPS` trailing DDIM steps without guidance."""
     return dataclasses.replace(
-        diffusion, solver="ddim", spacing="trailing", steps=STUDENT_STEPS, guidance=1.0
+        diffusion,
+        solver="ddim",
+        spacing="trailing",
+        steps=STUDENT_STEPS,
+        guidance=1.0,
+        audio_guidance=1.0,
     )
 
 
