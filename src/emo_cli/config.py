@@ -99,7 +99,7 @@ class DiffusionConfig:
     beta_end: float
     zero_terminal_snr: bool
     spacing: Literal["leading", "trailing"]
-    shared_noise: float  # share of the noise variance common to all frames of a video
+    shared_noise: float  # share of the noise variance common to all frames of a clip
     solver: Solver
     steps: int
     guidance: float

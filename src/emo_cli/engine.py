@@ -40,6 +40,7 @@ from emo_cli.quality import Sampling, resolve
 from emo_cli.sampler import (
     Branch,
     build_scheduler,
+    clip_generator,
     clip_noise,
     denoise,
     guidance_branches,
@@ -233,8 +234,7 @@ class Engine:
         size, channels = config.latent_size, config.autoencoder.latent_channels
         noise = clip_noise(
             (1, config.clip_frames, channels, size, size),
-            video.options.seed,
-            planned.index,
+            clip_generator(video.options.seed, planned.index),
             config.diffusion.shared_noise,
             torch.float32,
         ).to(self.device)

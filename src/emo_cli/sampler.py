@@ -126,9 +126,6 @@ def build_scheduler(config: DiffusionConfig, solver: Solver, steps: int) -> Any:
     return scheduler
 
 
-ALL_CLIPS = -1  # in place of a clip's index
-
-
 def clip_generator(seed: int, clip_index: int) -> torch.Generator:
     """A clip's own random numbers, the same on every device and from every resume point."""
     digest = hashlib.sha256(f"emo:{seed}:{clip_index}".encode()).digest()
@@ -136,17 +133,13 @@ def clip_generator(seed: int, clip_index: int) -> torch.Generator:
 
 
 def clip_noise(
-    shape: tuple[int, ...], seed: int, clip_index: int, shared: float, dtype: torch.dtype
+    shape: tuple[int, ...], generator: torch.Generator, shared: float, dtype: torch.dtype
 ) -> Tensor:
-    """Unit noise [1, F, C, H, W]; a share of its variance is common to all frames of the video.
-
-    What is common to frames looks alike in them; common to all clips, it also hides their borders.
-    """
-    own = torch.randn(shape, generator=clip_generator(seed, clip_index), dtype=torch.float32)
+    """Unit noise [1, F, C, H, W]; a share of its variance is common to all frames of the clip."""
+    own = torch.randn(shape, generator=generator, dtype=torch.float32)
     if shared == 0:
         return own.to(dtype)
-    all_clips = clip_generator(seed, ALL_CLIPS)
-    common = torch.randn((shape[0], 1, *shape[2:]), generator=all_clips, dtype=torch.float32)
+    common = torch.randn((shape[0], 1, *shape[2:]), generator=generator, dtype=torch.float32)
     return (shared**0.5 * common + (1 - shared) ** 0.5 * own).to(dtype)
 
 
