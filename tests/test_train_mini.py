@@ -64,7 +64,7 @@ def test_finished_steps_are_passed_over_and_changed_ones_run_again(monkeypatch, 
 
 
 def test_a_failing_step_stops_the_recipe_with_its_code(monkeypatch, data) -> None:
-    monkeypatch.setattr(subprocess, "call", lambda command: 1 if "audio" in command else 0)
+    monkeypatch.setattr(subprocess, "call", lambda command, env: 1 if "audio" in command else 0)
     with pytest.raises(SystemExit) as stopped:
         recipe(monkeypatch, data)
     assert stopped.value.code == 1
