@@ -8,7 +8,7 @@ from small_models import SMALL_FULL, SMALL_MINI, randomised
 
 from emo_cli.model.emo_model import EmoModel, part_of
 from emo_cli.presets import FULL
-from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, mouth_share, snr_weight
+from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, box_share, snr_weight
 from emo_cli.training.stages import IMAGE, SPEED, VIDEO
 from emo_cli.training.start import freeze_others
 
@@ -23,6 +23,8 @@ PLAIN = DenoisingOptions(
     sampled_timesteps=0.0,
     min_snr=None,
     mouth_weight=1.0,
+    eye_weight=1.0,
+    change_weight=0.0,
 )
 
 
@@ -43,6 +45,7 @@ def batch_of(config=SMALL_MINI, clips=2, frames=16):
         "reference_latents": torch.randn(clips, channels, latent, latent, generator=g),
         "mask": (torch.rand(clips, side, side, generator=g) > 0.5).float(),
         "mouth": torch.rand(clips, clip, latent, latent, generator=g),
+        "eyes": torch.rand(clips, clip, latent, latent, generator=g),
         "audio": torch.randn(clips, clip + 4, config.audio_feature_width, generator=g),
         "speed": torch.rand(clips, clip + 4, generator=g),
         "seed": torch.arange(clips) + 7,
@@ -146,24 +149,45 @@ def test_min_snr_is_per_sample_and_never_with_a_zero_terminal_snr():
         loss_of(SMALL_MINI, min_snr=5.0)
 
 
-def test_mouth_share_is_the_overlap_with_each_latent_pixel():
-    share = mouth_share(torch.tensor([[4.0, 8.0, 20.0, 16.0]]), size=64, latent_size=8)[0]
+def test_box_share_is_the_overlap_with_each_latent_pixel():
+    share = box_share(torch.tensor([[4.0, 8.0, 20.0, 16.0]]), size=64, latent_size=8)[0]
     expected = torch.zeros(8, 8)
     expected[1, :3] = torch.tensor([0.5, 1.0, 0.5])
     torch.testing.assert_close(share, expected)
 
 
-def test_errors_in_the_mouth_weigh_more(monkeypatch):
-    module, batch = loss_of(mouth_weight=9.0), batch_of()
-    batch["mouth"] = torch.zeros(2, 12, 8, 8)
-    batch["mouth"][..., 2, 2] = 1
-    wrong_at = lambda y, x: lambda noisy, *_: torch.zeros_like(noisy).index_put(  # noqa: E731
-        (torch.tensor([0]), torch.tensor([0]), torch.tensor([0]), torch.tensor([y]),
-         torch.tensor([x])), torch.tensor(50.0))  # fmt: skip
-    monkeypatch.setattr(module.backbone, "forward", wrong_at(2, 2))
+def wrong_at(frame, y, x):
+    """A Backbone whose output is far off in one latent pixel of one frame and else zero."""
+    place = (0, frame, 0, y, x)
+    where = tuple(torch.tensor([index]) for index in place)
+    return lambda noisy, *_: torch.zeros_like(noisy).index_put(where, torch.tensor(50.0))
+
+
+@pytest.mark.parametrize("part", ["mouth", "eyes"])
+def test_errors_in_mouth_and_eyes_weigh_more(part, monkeypatch):
+    module = loss_of(**{"mouth": {"mouth_weight": 9.0}, "eyes": {"eye_weight": 9.0}}[part])
+    batch = batch_of()
+    batch[part] = torch.zeros(2, 12, 8, 8)
+    batch[part][..., 2, 2] = 1
+    monkeypatch.setattr(module.backbone, "forward", wrong_at(0, 2, 2))
     inside = module(batch)["loss"]
-    monkeypatch.setattr(module.backbone, "forward", wrong_at(5, 5))
+    monkeypatch.setattr(module.backbone, "forward", wrong_at(0, 5, 5))
     assert inside > module(batch)["loss"]
+
+
+def test_errors_that_flicker_weigh_more_than_those_that_stay():
+    """An error that stays is a change at the first frame alone, after motion frames without."""
+    stays = torch.full((2, 12, 16, 8, 8), 3.0)
+    flickers = stays * (-1.0) ** torch.arange(12).view(1, 12, 1, 1, 1)
+    steps, batch = torch.tensor([500, 500]), batch_of()
+
+    def loss(error, weight):
+        module = loss_of(change_weight=weight)
+        return module._losses(error, torch.zeros_like(error), steps, batch)["loss"].item()
+
+    assert loss(stays, 0.0) == loss(flickers, 0.0) == pytest.approx(9)
+    assert loss(stays, 0.5) == pytest.approx(9 * (1 + 0.5 * 1 / 12))
+    assert loss(flickers, 0.5) == pytest.approx(9 * (1 + 0.5 * (1 + 11 * 4) / 12))
 
 
 @pytest.mark.parametrize("stage", [IMAGE, VIDEO, SPEED], ids=lambda s: s.name)

@@ -20,7 +20,7 @@ from emo_cli.training.dataset import ClipDataset, Needs
 from emo_cli.training.draws import Draw
 from emo_cli.training.lips import opening
 from emo_cli.training.puppets import visemes
-from emo_cli.training.puppets.clip import exact_labels, make_clip, make_plan
+from emo_cli.training.puppets.clip import exact_labels, make_clip, make_plan, quiet_frames
 from emo_cli.training.puppets.driver import Driver, driver_of_points
 from emo_cli.training.puppets.ict import read_face_shapes
 from emo_cli.training.puppets.mesh import (
@@ -104,6 +104,24 @@ def test_motion_is_a_function_of_its_seed() -> None:
     for field in dataclasses.fields(first):
         assert (getattr(first, field.name) == getattr(same, field.name)).all()
     assert not np.array_equal(first.turns, other.turns)
+
+
+def test_people_blink_where_their_speech_pauses_and_seldom_elsewhere() -> None:
+    pauses = np.zeros(100, bool)
+    pauses[:10] = pauses[60:75] = True
+    blinks = [make_motion(100, 0.2, seed, pauses=pauses).blink for seed in range(50)]
+    begun = [np.flatnonzero(np.diff(blink, prepend=0) > 0.3)[::2] for blink in blinks]
+    assert sum(60 in at for at in begun) > 35
+    assert sum(len(at) for at in begun) < 100
+    assert all((np.diff(at) >= 20).all() for at in begun)
+
+
+def test_speech_pauses_where_its_sound_is_quiet() -> None:
+    loudness = np.repeat([0.001, 0.5, 0.3, 0.002], 10 * 640)
+    sound = np.random.default_rng(0).normal(size=40 * 640) * loudness
+    quiet = quiet_frames(sound.astype(np.float32))
+    assert quiet[:8].all() and quiet[32:].all()
+    assert not quiet[9:31].any()
 
 
 def test_an_unmoved_puppet_is_its_still(as_found: Still) -> None:

@@ -33,10 +33,14 @@ class DenoisingOptions:
     drop_audio: float  # null sound alone
     drop_motion: float  # as in a first clip: zero maps (EMO sec. 3.2)
     mean_speed: float  # see the clip's mean speed, as at inference
-    motion_noise: float  # share of the latents' std; sampled motion latents are not clean
+    motion_noise: float  # at most, share of the latents' std; sampled motion latents are not clean
     sampled_timesteps: float  # drawn from the few timesteps that sampling uses
     min_snr: float | None  # gamma; never with a zero terminal SNR, whose last step it would drop
     mouth_weight: float  # of the loss inside the mouth's box
+    eye_weight: float  # of the loss inside the eyes' boxes
+    change_weight: (
+        float  # of the error of what changes from frame to frame, which is seen as flicker
+    )
 
 
 class Conditions(NamedTuple):
@@ -72,14 +76,14 @@ class DenoisingLoss(nn.Module):
         self.sampled = few.timesteps.tolist()
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One noisy clip per sample -> {"loss", "mouth"}.
+        """One noisy clip per sample -> {"loss", "plain", "mouth"}.
 
         batch: `frames` uint8 [B, M+F, S, S, 3] or `latents` [B, M+F, C, H, W]; `reference`
-        uint8 [B, S, S, 3] or `reference_latents` [B, C, H, W]; `mask` [B, S, S]; `mouth`
-        [B, F, H, W], the share of each latent pixel in the mouth's box; `seed` [B]; for clips
+        uint8 [B, S, S, 3] or `reference_latents` [B, C, H, W]; `mask` [B, S, S]; `mouth` and
+        `eyes` [B, F, H, W], the share of each latent pixel in their boxes; `seed` [B]; for clips
         also `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame. With `corner` [B, 2]
-        (y, x) the latents and the mouth are windows of the picture that begin there; reference
-        and mask stay whole.
+        (y, x) latents, mouth and eyes are windows of the picture that begin there; reference and
+        mask stay whole.
         """
         seeds = batch["seed"]
         latents = self._latents(batch, "latents", "frames")
@@ -93,14 +97,24 @@ class DenoisingLoss(nn.Module):
         target = noise
         if self.config.diffusion.prediction == "v_prediction":
             target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-        return self._losses(prediction.float(), target.float(), timesteps, batch["mouth"])
+        return self._losses(prediction.float(), target.float(), timesteps, batch)
 
     def _losses(
-        self, prediction: Tensor, target: Tensor, timesteps: Tensor, mouth: Tensor
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        timesteps: Tensor,
+        batch: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        error = (prediction - target).square().mean(2)  # [B, F, H, W]
-        weight = 1 + (self.options.mouth_weight - 1) * mouth
-        per_clip = (weight * error).flatten(1).sum(1) / weight.flatten(1).sum(1)  # [B]
+        options, mouth = self.options, batch["mouth"]
+        difference = prediction - target
+        error = difference.square().mean(2)  # [B, F, H, W]
+        seen = error
+        if options.change_weight:  # the motion frames before the first one have no error
+            change = torch.diff(difference, dim=1, prepend=torch.zeros_like(difference[:, :1]))
+            seen = error + options.change_weight * change.square().mean(2)
+        weight = 1 + (options.mouth_weight - 1) * mouth + (options.eye_weight - 1) * batch["eyes"]
+        per_clip = (weight * seen).flatten(1).sum(1) / weight.flatten(1).sum(1)  # [B]
         scale = snr_weight(self.alphas[timesteps], self.config.diffusion, self.options.min_snr)
         inside = (mouth * error).sum() / mouth.sum().clamp_min(1e-6)
         return {"loss": (scale * per_clip).mean(), "plain": error.mean(), "mouth": inside}
@@ -168,7 +182,8 @@ class DenoisingLoss(nn.Module):
         if not self.options.clip:
             return []
         noise = sample_noise(seeds, "motion", tuple(motion.shape[1:]), motion)
-        maps = self.reference_net.motion_features(motion + self.options.motion_noise * noise)
+        level = self.options.motion_noise * sample_uniform(seeds, "motion level", motion)
+        maps = self.reference_net.motion_features(motion + level.view(-1, 1, 1, 1, 1) * noise)
         keep = self._keep(seeds, FIRST_CLIP, self.options.drop_motion, motion)
         return [keep[:, None, None, None, None] * x for x in maps]
 
@@ -231,7 +246,7 @@ def snr_weight(alpha: Tensor, config: DiffusionConfig, gamma: float | None) -> T
     return clipped / (snr + 1 if config.prediction == "v_prediction" else snr)
 
 
-def mouth_share(boxes: Tensor, size: int, latent_size: int) -> Tensor:
+def box_share(boxes: Tensor, size: int, latent_size: int) -> Tensor:
     """Boxes [F, 4] (x0, y0, x1, y1 in pixels of S) -> [F, H, W], each latent pixel's share."""
     edges = torch.arange(latent_size + 1) * (size / latent_size)
     low, high = edges[:-1], edges[1:]

@@ -25,7 +25,7 @@ from emo_cli.model.load import (
 )
 from emo_cli.presets import PRESETS
 from emo_cli.training.dataset import ClipDataset, Needs
-from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, cut_window, mouth_share
+from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, box_share, cut_window
 from emo_cli.training.draws import Draw, derive_seed
 from emo_cli.training.precompute import features_name, latents_name
 from emo_cli.training.preview import contact_sheet
@@ -36,7 +36,10 @@ from emo_cli.training.variation import AS_IT_IS, Variation
 
 OUTER_LIPS = (61, 37, 0, 267, 291, 314, 17, 84)  # MediaPipe's points
 LIP_MARGIN = (0.15, 0.35)  # of the lips' width and height: an open jaw moves what is around them
+EYES = ((33, 133, 159, 145), (263, 362, 386, 374))  # corners and lids
+EYE_MARGIN = (0.2, 0.8)  # of an eye's width and height: lids fold
 WANDER = 4  # latent pixels that a window strays from the middle of the face
+ANYWHERE = 0.2  # of the windows lie anywhere: clothes and background have to hold still too
 VALIDATION_PICTURES, VALIDATION_CLIPS = 32, 8
 VALIDATION_BATCH = 4  # fits into a laptop's memory
 
@@ -52,9 +55,17 @@ PAPER = DenoisingOptions(
     sampled_timesteps=0.0,
     min_snr=None,
     mouth_weight=1.0,
+    eye_weight=1.0,
+    change_weight=0.0,
 )
 MINI_LOSS = dataclasses.replace(
-    PAPER, drop_motion=0.3, motion_noise=0.2, sampled_timesteps=0.5, mouth_weight=6.0
+    PAPER,
+    drop_motion=0.3,
+    motion_noise=0.3,
+    sampled_timesteps=0.5,
+    mouth_weight=6.0,
+    eye_weight=4.0,
+    change_weight=0.5,
 )
 
 
@@ -120,13 +131,16 @@ class ClipSamples:
         dataset = self.datasets[which]
         sample = dataset[Draw(place % len(dataset), drawn.seed)]
         clip = sample["landmarks"][-dataset.needs.clip_frames :]
-        mouth = mouth_share(lip_boxes(clip), self.config.picture_size, self.config.latent_size)
+        size = self.config.picture_size, self.config.latent_size
+        mouth = box_share(boxes_around(clip, OUTER_LIPS, LIP_MARGIN), *size)
+        eyes = sum(box_share(boxes_around(clip, eye, EYE_MARGIN), *size) for eye in EYES)
         wanted = ("frames", "reference", "latents", "reference_latents", "audio", "speed", "mask")
-        item = {name: sample[name] for name in wanted if name in sample} | {"mouth": mouth}
+        item = {name: sample[name] for name in wanted if name in sample}
+        item |= {"mouth": mouth, "eyes": eyes}
         if self.window is None:
             return item
         corner = self._corner(sample["boxes"].float().mean(0), drawn.seed)
-        cut = {n: cut_window(item[n], corner, self.window) for n in ("latents", "mouth")}
+        cut = {n: cut_window(item[n], corner, self.window) for n in ("latents", "mouth", "eyes")}
         return item | cut | {"corner": corner}
 
     def _corner(self, face: Tensor, seed: int) -> Tensor:
@@ -137,17 +151,18 @@ class ClipSamples:
             np.array([face[1] + face[3], face[0] + face[2]]) / 2 / self.config.autoencoder.factor
         )
         start = np.rint(middle - self.window / 2) + rng.integers(-WANDER, WANDER + 1, 2)
-        return torch.from_numpy(
-            start.clip(0, self.config.latent_size - self.window).astype(np.int64)
-        )
+        farthest = self.config.latent_size - self.window
+        if rng.random() < ANYWHERE:
+            start = rng.integers(0, farthest + 1, 2)
+        return torch.from_numpy(start.clip(0, farthest).astype(np.int64))
 
 
-def lip_boxes(landmarks: Tensor) -> Tensor:
-    """Landmarks [F, V, 3] -> boxes [F, 4] around lips that may open, in pixels."""
-    lips = landmarks[:, OUTER_LIPS, :2].float()
-    low, high = lips.amin(1), lips.amax(1)
-    margin = (high - low) * torch.tensor(LIP_MARGIN)
-    return torch.cat([low - margin, high + margin], 1)
+def boxes_around(landmarks: Tensor, points: tuple[int, ...], margin: tuple[float, float]) -> Tensor:
+    """Landmarks [F, V, 3] -> boxes [F, 4] around those points, wider by shares of their extent."""
+    chosen = landmarks[:, points, :2].float()
+    low, high = chosen.amin(1), chosen.amax(1)
+    around = (high - low) * torch.tensor(margin)
+    return torch.cat([low - around, high + around], 1)
 
 
 def open_datasets(

@@ -97,7 +97,7 @@ class DistillationLoss(DenoisingLoss):
                 self.follow()
             target = self._target(batch, conditions, noisy, place)
         prediction = self.predict_v(self.backbone, batch, conditions, noisy, place)
-        return self._losses(prediction.float(), target, self.grid[place], batch["mouth"])
+        return self._losses(prediction.float(), target, self.grid[place], batch)
 
     def _target(
         self, batch: dict[str, Tensor], conditions: Conditions, noisy: Tensor, place: Tensor

@@ -12,9 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emo_cli.faces import FaceFinder
+from emo_cli.raw_video import FPS
+from emo_cli.sound import SAMPLE_RATE_HZ
 from emo_cli.training.draws import derive_seed
 from emo_cli.training.puppets.driver import Driver
-from emo_cli.training.puppets.mesh import CHIN, DEPTH, FOREHEAD, Array, distance
+from emo_cli.training.puppets.mesh import (
+    CHIN,
+    DEPTH,
+    FOREHEAD,
+    Array,
+    distance,
+    smooth_over_time,
+)
 from emo_cli.training.puppets.motion import make_motion
 from emo_cli.training.puppets.mouth import drawn_teeth, own_teeth
 from emo_cli.training.puppets.pose import Pose, make_pose
@@ -24,8 +33,10 @@ from emo_cli.training.samples import Labels
 from emo_cli.training.tracks import rotation_between_frames
 
 SLOW, FAST = (0.02, 0.3), (0.3, 2.0)  # degrees a frame
-SLOW_SHARE = 0.7  # of the clips: people who talk quietly, as most do
+SLOW_SHARE = 0.5  # of the clips: people who talk quietly, as most do
 GAIN = (0.7, 1.3)
+SAMPLES = SAMPLE_RATE_HZ // FPS  # of sound in a frame
+QUIET_SIGMA = 1.0  # frames
 TURNED_TOO_FAR = 30.0  # degrees: such a still has no other side of the face to show
 FACE_CM = 17.6  # forehead to chin of MediaPipe's canonical face
 FIELD = 2 * np.tan(np.deg2rad(63) / 2)  # of MediaPipe's camera: picture side over distance
@@ -91,11 +102,24 @@ def still_of_picture(
     return still
 
 
-def make_clip(still: Still, driver: Driver, plan: Plan, device: str = "cpu") -> PuppetClip:
-    """The still speaks the driver's words, T frames of them."""
+def quiet_frames(sound: Array) -> NDArray[np.bool_]:
+    """Where speech at 16 kHz [T * 640] pauses, [T]: 20 dB below its loud frames, or less."""
+    power = np.square(sound[: len(sound) // SAMPLES * SAMPLES].reshape(-1, SAMPLES)).mean(1)
+    power = smooth_over_time(power, QUIET_SIGMA)
+    return np.asarray(power < 0.01 * np.quantile(power, 0.9))
+
+
+def make_clip(
+    still: Still,
+    driver: Driver,
+    plan: Plan,
+    pauses: NDArray[np.bool_] | None = None,
+    device: str = "cpu",
+) -> PuppetClip:
+    """The still speaks the driver's words, T frames of them; it blinks where speech `pauses`."""
     # A still that is turned already has less far to go.
     reach = max(0.35, 1 - turned_by(still.rotation) / 40)
-    motion = make_motion(driver.num_frames, plan.speed, plan.seed, reach)
+    motion = make_motion(driver.num_frames, plan.speed, plan.seed, reach, pauses)
     pose = make_pose(still, driver.moves * plan.gain, motion)
     frames = render(still, pose, motion.blink, _look(still, plan), device)
     labels = exact_labels(still, pose)

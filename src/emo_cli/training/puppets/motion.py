@@ -19,6 +19,10 @@ USUAL = np.array([1.0, 0.9, 0.4])  # shares of FARTHEST: people seldom roll thei
 SWAY = np.array([0.012, 0.008])  # standard deviation of the head's own shift, x and y
 BREATH = 0.006
 BLINK = np.array([0.45, 0.95, 1.0, 0.75, 0.4, 0.15], np.float32)  # two frames down, three up
+BLINK_SHARE = 0.9  # of the pauses of speech: people blink where they pause (Nakano, Kitazawa 2010)
+PAUSE = 5  # frames of a pause at least
+CLOSEST_BLINKS = 20  # frames
+WITHOUT_BLINK = (70, 150)  # frames of speech without a pause until a blink comes all the same
 GAZE_SPREAD = np.array([0.006, 0.003])  # standard deviation of where the eyes rest
 
 
@@ -62,11 +66,19 @@ def rest(num_frames: int) -> Motion:
     )
 
 
-def make_motion(num_frames: int, speed: float, seed: int, reach: float = 1.0) -> Motion:
+def make_motion(
+    num_frames: int,
+    speed: float,
+    seed: int,
+    reach: float = 1.0,
+    pauses: NDArray[np.bool_] | None = None,
+) -> Motion:
     """A motion whose rotation is `speed` degrees a frame on the mean, a pure function of `seed`.
 
-    speed 0..2; `reach` 0..1 shrinks the farthest turns, for stills that are turned already.
+    speed 0..2; `reach` 0..1 shrinks the farthest turns, for stills that are turned already;
+    `pauses` [T]: where the speech pauses, for the blinks (None: nowhere).
     """
+    pauses = np.zeros(num_frames, bool) if pauses is None else pauses
     rng = np.random.default_rng(seed)
     frames = np.arange(num_frames)
     breath_s, phase = rng.uniform(2.8, 4.5), rng.random()
@@ -79,7 +91,7 @@ def make_motion(num_frames: int, speed: float, seed: int, reach: float = 1.0) ->
         shift=(sway - 0.3 * breath[:, None] * [0, 1]).astype(np.float32),
         breath=breath.astype(np.float32),
         gaze=_glances(num_frames, rng),
-        blink=_blinks(num_frames, rng),
+        blink=_blinks(pauses, rng),
         brows=(0.012 * rng.random() * _drift(num_frames, 10, rng)).astype(np.float32),
     )
 
@@ -136,10 +148,15 @@ def _glances(num_frames: int, rng: np.random.Generator) -> Array:
     return gaze.astype(np.float32)
 
 
-def _blinks(num_frames: int, rng: np.random.Generator) -> Array:
+def _blinks(pauses: NDArray[np.bool_], rng: np.random.Generator) -> Array:
+    """A blink [T] where most pauses begin, so that sound tells of it, and seldom elsewhere."""
+    num_frames = len(pauses)
     blink = np.zeros(num_frames + len(BLINK), np.float32)
-    at = int(rng.integers(3, 70))
-    while at < num_frames:
-        blink[at : at + len(BLINK)] = BLINK
-        at += int(rng.integers(30, 110))
+    next_alone, next_allowed = int(rng.integers(20, WITHOUT_BLINK[1])), 0
+    for at in range(1, num_frames):
+        begins = pauses[at : at + PAUSE].all() and not pauses[at - 1] and at >= next_allowed
+        if (begins and rng.random() < BLINK_SHARE) or at >= next_alone:
+            blink[at : at + len(BLINK)] = BLINK
+            next_allowed = at + CLOSEST_BLINKS
+            next_alone = at + int(rng.integers(*WITHOUT_BLINK))
     return blink[:num_frames]

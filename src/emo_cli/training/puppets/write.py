@@ -22,7 +22,13 @@ from emo_cli.sound import SAMPLE_RATE_HZ
 from emo_cli.training.annotations import HELD_OUT_SHARE
 from emo_cli.training.draws import derive_seed, epoch_order
 from emo_cli.training.pictures import IMAGE_SUFFIXES
-from emo_cli.training.puppets.clip import Plan, make_clip, make_plan, still_of_picture
+from emo_cli.training.puppets.clip import (
+    Plan,
+    make_clip,
+    make_plan,
+    quiet_frames,
+    still_of_picture,
+)
 from emo_cli.training.puppets.driver import Driver, read_driver
 from emo_cli.training.puppets.ict import FaceShapes, read_face_shapes
 from emo_cli.training.puppets.visemes import viseme_driver
@@ -158,7 +164,8 @@ def make_sample(job: Job, finder: FaceFinder) -> PackedSample | str:
             return "no face that looks at the camera"
         spoken = _synthesised if job.driver.suffix == SPEECH else _filmed
         driver, sound = spoken(job, finder)
-        clip = make_clip(still, driver, job.plan)
+        pauses = None if sound is None else quiet_frames(sound)
+        clip = make_clip(still, driver, job.plan, pauses)
         return pack_sample(
             key=job.key,
             identity=identity(job.still),
