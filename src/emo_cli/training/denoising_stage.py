@@ -50,7 +50,7 @@ PAPER = DenoisingOptions(
     drop_both=0.05,
     drop_audio=0.05,
     drop_motion=0.2,
-    mean_speed=0.0,
+    mean_speed=0.5,  # as at inference
     motion_noise=0.0,
     sampled_timesteps=0.0,
     min_snr=None,
@@ -76,8 +76,7 @@ def loss_options(stage: str, preset: str) -> DenoisingOptions:
         return dataclasses.replace(options, clip=False, audio=False)
     if stage == "distill":  # as inference: all conditions, one speed
         return dataclasses.replace(options, drop_both=0.0, drop_audio=0.0, mean_speed=1.0)
-    # Half of stage 3 sees the clip's mean speed, as inference does.
-    return dataclasses.replace(options, mean_speed=0.5 if stage == "speed" else 0.0)
+    return options
 
 
 def starting_model(stage: Stage, preset: str, inits: list[Path], seed: int) -> EmoModel:
@@ -133,10 +132,10 @@ class ClipSamples:
         clip = sample["landmarks"][-dataset.needs.clip_frames :]
         size = self.config.picture_size, self.config.latent_size
         mouth = box_share(boxes_around(clip, OUTER_LIPS, LIP_MARGIN), *size)
-        eyes = sum(box_share(boxes_around(clip, eye, EYE_MARGIN), *size) for eye in EYES)
+        both = [box_share(boxes_around(clip, eye, EYE_MARGIN), *size) for eye in EYES]
         wanted = ("frames", "reference", "latents", "reference_latents", "audio", "speed", "mask")
         item = {name: sample[name] for name in wanted if name in sample}
-        item |= {"mouth": mouth, "eyes": eyes}
+        item |= {"mouth": mouth, "eyes": torch.stack(both).amax(0)}
         if self.window is None:
             return item
         corner = self._corner(sample["boxes"].float().mean(0), drawn.seed)
