@@ -14,13 +14,14 @@ from transformers import WhisperConfig, WhisperModel
 
 from emo_cli.audio import build_wav2vec
 from emo_cli.errors import EmoError
+from emo_cli.face_motion import lip_opening
 from emo_cli.faces import FaceFinder
 from emo_cli.presets import MINI
 from emo_cli.training import audio_data, audio_noise, commands, speech_synthesis, splits
 from emo_cli.training.audio_data import open_sound_cache, resampled
 from emo_cli.training.audio_stage import PIECE_ROWS, AudioLoss, AudioTask, SoundSamples
 from emo_cli.training.draws import Draw
-from emo_cli.training.lips import lip_openings, opening
+from emo_cli.training.lips import lip_openings
 from emo_cli.training.teacher import load_teacher
 from emo_cli.training.teacher_targets import TeacherTargets
 
@@ -365,7 +366,7 @@ def test_lip_opening_is_measured_in_mouth_widths():
     landmarks = np.zeros((478, 3))
     landmarks[13], landmarks[14] = (0, -2, 0), (0, 2, 0)
     landmarks[61], landmarks[291] = (-5, 0, 0), (5, 0, 0)
-    assert opening(landmarks) == pytest.approx(0.4)
+    assert lip_opening(landmarks) == pytest.approx(0.4)
 
 
 def test_the_lips_of_a_speaker_move_on_shared_data(shared_data):

@@ -26,13 +26,14 @@ from made_faces import (
 from PIL import Image, ImageFilter
 
 from emo_cli.errors import EmoError
+from emo_cli.face_motion import rotation_between_frames
 from emo_cli.raw_video import Crop, probe, read_frames, read_sound
 from emo_cli.training.annotations import read_list, split_rule
 from emo_cli.training.prepare import PrepareOptions, look, prepare
 from emo_cli.training.prepare_video import PackedSample, VideoTask, WantedSpan, prepare_video
 from emo_cli.training.samples import Labels, decode_frames, decode_sound, unpack_labels
 from emo_cli.training.shots import Stretch, divide, find_shots, within
-from emo_cli.training.tracks import Track, follow_face, rotation_between_frames, stable_crop
+from emo_cli.training.tracks import Track, follow_face, stable_crop
 from emo_cli.video_workers import Finished, VideoWorkers
 
 SIZE = 64

@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from emo_cli.errors import EmoError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 def note(text: str) -> None:
@@ -31,28 +35,8 @@ def frame_progress(
     name: str, num_frames: int, done: int, *, quiet: bool
 ) -> Iterator[Callable[[int], None]]:
     """A progress bar of one video; call the result with the frames just finished."""
-    if quiet:
-        yield lambda frames: None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn(escape(name)),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("frames, {task.fields[rate]} fps, ETA"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=num_frames, completed=done, rate="-")
+    with _bars("frames, {task.fields[rate]} fps, ETA", quiet=quiet) as progress:
+        task = progress.add_task(_plain(name), total=num_frames, completed=done, rate="-")
 
         def advance(frames: int) -> None:
             progress.advance(task, frames)
@@ -65,32 +49,38 @@ def frame_progress(
 @contextlib.contextmanager
 def progress_bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each thing that takes time; call the result with what, done and total."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
     tasks = {}
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+    with _bars("ETA", quiet=quiet) as progress:
 
         def show(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = progress.add_task(escape(what), total=total)
+                tasks[what] = progress.add_task(_plain(what), total=total)
             progress.update(tasks[what], completed=done)
 
         yield show
+
+
+def _bars(before_time: str, *, quiet: bool) -> Progress:
+    """Description, bar, how many of how many, a text, and the time that is left."""
+    from rich import progress
+    from rich.console import Console
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn(before_time),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+    )
+
+
+def _plain(text: str) -> str:
+    """Text that is no markup."""
+    from rich.markup import escape
+
+    return escape(text)
 
 
 def _labelled(label: str, colour: str, text: str) -> None:

@@ -20,10 +20,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from emo_cli.errors import EmoError
+from emo_cli.face_motion import lip_opening, rotation_between_frames
 from emo_cli.metrics.contract import FPS, Column, Frame, Score, VideoFeatures, VideoInfo
 from emo_cli.metrics.digest import features_digest
-from emo_cli.training.lips import opening
-from emo_cli.training.tracks import rotation_between_frames
 
 # MediaPipe's outer corner, two points of the upper lid, inner corner, two of the lower lid: the six
 # points of the eye aspect ratio (Soukupova & Cech 2016), of both eyes.
@@ -73,7 +72,7 @@ class MotionReading:
         """The next frames, in order."""
         for _, face in frames:
             self._rotations.append(face.rotation if face else None)
-            self._mouth.append(opening(face.landmarks) if face else np.nan)
+            self._mouth.append(float(lip_opening(face.landmarks)) if face else np.nan)
             self._eyes.append(eye_opening(face.landmarks) if face else np.nan)
 
     def finish(self, sound: np.ndarray | None) -> dict[str, np.ndarray]:

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from emo_cli.face_motion import lip_opening
 from emo_cli.faces import FaceFinder
-
-UPPER, LOWER, LEFT, RIGHT = 13, 14, 61, 291  # MediaPipe's inner lips and mouth corners
 
 
 def lip_openings(path: Path, finder: FaceFinder) -> NDArray[np.float32]:
-    """|upper - lower| / |left - right| of the lips in each frame [F] of a video; NaN: no face.
+    """`lip_opening` in each frame [F] of a video; NaN: no face.
 
     Raises: OSError or ValueError (PyAV's own errors are both) when the video cannot be decoded.
     """
@@ -24,14 +23,8 @@ def lip_openings(path: Path, finder: FaceFinder) -> NDArray[np.float32]:
     with av.open(str(path)) as container:
         for frame in container.decode(container.streams.video[0]):
             faces = finder.find_in_frame(frame.to_ndarray(format="rgb24"))
-            openings.append(opening(faces[0].landmarks) if faces else float("nan"))
+            openings.append(float(lip_opening(faces[0].landmarks)) if faces else float("nan"))
     return np.array(openings, dtype=np.float32)
-
-
-def opening(landmarks: NDArray[np.floating]) -> float:
-    """Lip opening of one face [478, 3] in units of the mouth's width."""
-    height = np.linalg.norm(landmarks[UPPER] - landmarks[LOWER])
-    return float(height / np.linalg.norm(landmarks[LEFT] - landmarks[RIGHT]))
 
 
 def stored_lip_openings(path: Path, folder: Path, finder: FaceFinder) -> NDArray[np.float32]:

@@ -16,10 +16,10 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from emo_cli.face_motion import lip_opening, rotation_between_frames
 from emo_cli.faces import Box, Face
 from emo_cli.portrait import FACE_CENTRE_X, FACE_CENTRE_Y, FACE_HEIGHT
 from emo_cli.raw_video import Crop
-from emo_cli.training.lips import opening
 from emo_cli.training.samples import Labels
 from emo_cli.training.shots import Stretch
 
@@ -124,21 +124,8 @@ def labels_of(faces: list[Face]) -> Labels:
         poses=poses,
         rotation=rotation_between_frames(poses[:, :3, :3]),
         landmarks=np.stack([face.landmarks for face in faces]),
-        opening=np.array([opening(face.landmarks) for face in faces], np.float32),
+        opening=lip_opening(np.stack([face.landmarks for face in faces])).astype(np.float32),
     )
-
-
-def rotation_between_frames(rotations: np.ndarray) -> np.ndarray:
-    """Degrees of head rotation since the frame before, [T, 3, 3] -> [T] (EMO sec. 3.2).
-
-    w = 2 asin(|R1 - R2|_F / (2 sqrt 2)); the first frame has the second's.
-    """
-    if len(rotations) < 2:
-        return np.zeros(len(rotations), np.float32)
-    wide = rotations.astype(np.float64)
-    distance = np.linalg.norm(wide[1:] - wide[:-1], axis=(1, 2))
-    angles = np.degrees(2 * np.arcsin((distance / (2 * np.sqrt(2))).clip(0, 1)))
-    return np.concatenate([angles[:1], angles]).astype(np.float32)
 
 
 def _look(

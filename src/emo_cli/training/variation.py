@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from emo_cli.face_motion import MOUTH_CORNERS
 from emo_cli.training.draws import derive_seed
 from emo_cli.training.samples import Labels
 
@@ -23,7 +24,6 @@ CONTRAST = (0.85, 1.15)
 BRIGHTNESS = (-0.08, 0.08)
 GAMMA = (0.85, 1.2)
 LIGHT = 0.12  # brighter on one side, darker on the other
-MOUTH_CORNERS = (61, 291)  # MediaPipe's points
 MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0]).astype(np.float32)
 
 

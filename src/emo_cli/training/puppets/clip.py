@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emo_cli.face_motion import rotation_between_frames
 from emo_cli.faces import FaceFinder
 from emo_cli.raw_video import FPS
 from emo_cli.sound import SAMPLE_RATE_HZ
@@ -30,7 +31,6 @@ from emo_cli.training.puppets.pose import Pose, make_pose
 from emo_cli.training.puppets.render import Look, render
 from emo_cli.training.puppets.still import Framing, Still, make_still, turned_by
 from emo_cli.training.samples import Labels
-from emo_cli.training.tracks import rotation_between_frames
 
 SLOW, FAST = (0.02, 0.3), (0.3, 2.0)  # degrees a frame
 SLOW_SHARE = 0.5  # of the clips: people who talk quietly, as most do

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emo_cli.face_motion import lip_opening
 from emo_cli.faces import Face, FaceFinder
 from emo_cli.training.puppets.mesh import (
     DEPTH,
@@ -19,7 +20,6 @@ from emo_cli.training.puppets.mesh import (
     STABLE,
     Array,
     align,
-    lip_opening,
     mouth_scale,
     smooth_over_time,
 )
@@ -65,7 +65,7 @@ def driver_of_points(points: Array, rotation: Array) -> Driver:
     for _ in range(2):  # generalised Procrustes on what speech does not move
         upright = np.stack([_onto(frame, mean) for frame in points])
         mean = upright.mean(0)
-    opening = lip_opening(upright)
+    opening = lip_opening(upright[..., :2])
     shut = upright[opening <= np.quantile(opening, SHUT_SHARE)].mean(0)
     moves = (upright - shut) / mouth_scale(shut)
     lips = sorted({*INNER_UPPER_LIP, *INNER_LOWER_LIP})

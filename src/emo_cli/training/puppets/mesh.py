@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emo_cli.face_motion import MOUTH_CORNERS
+
 Array = NDArray[Any]  # float32 where nothing else is said
 
 NUM_POINTS = 478
@@ -40,8 +42,6 @@ STABLE = [10, 151, 9, 8, 168, 6, 197, 195, 5, 4, 33, 133, 362, 263, 127, 356, 21
           103, 332, 67, 297, 109, 338]
 # fmt: on
 FOREHEAD, CHIN, NOSE_BASE = 10, 152, 2
-UPPER_LIP, LOWER_LIP = 13, 14  # the middles of the inner rows
-MOUTH_CORNERS = (61, 291)
 EYE_CORNERS = (33, 263)  # the outer ones
 EARS = (234, 454)
 
@@ -61,14 +61,6 @@ def mesh_triangles() -> NDArray[np.int64]:
             triangles.append([upper[i], upper[i + 1], lower[i]])
             triangles.append([upper[i + 1], lower[i + 1], lower[i]])
     return np.array([t for t in triangles if len(set(t)) == 3], np.int64)
-
-
-def lip_opening(points: Array) -> Array:
-    """Gap of the lips over the width of the mouth, [..., V, 3] -> [...]."""
-    left, right = MOUTH_CORNERS
-    gap = points[..., UPPER_LIP, :2] - points[..., LOWER_LIP, :2]
-    width = points[..., left, :2] - points[..., right, :2]
-    return np.linalg.norm(gap, axis=-1) / np.linalg.norm(width, axis=-1)
 
 
 def distance(points: Array, pair: tuple[int, int]) -> float:
@@ -106,13 +98,6 @@ def rotation_matrices(degrees: Array) -> Array:
     """Yaw, pitch, roll [T, 3] in degrees -> [T, 3, 3]; yaw turns about y, pitch x, roll z."""
     yaw, pitch, roll = np.deg2rad(np.asarray(degrees, np.float64)).T
     return (_about(1, yaw) @ _about(0, pitch) @ _about(2, roll)).astype(np.float32)
-
-
-def rotation_speed(rotations: Array) -> Array:
-    """Degrees of rotation from each frame to the next, [T, 3, 3] -> [T - 1]."""
-    steps = rotations[1:].astype(np.float64) - rotations[:-1]
-    chord = np.linalg.norm(steps, axis=(1, 2)) / (2 * math.sqrt(2))
-    return np.rad2deg(2 * np.arcsin(np.minimum(chord, 1.0)))
 
 
 def _about(axis: int, angle: NDArray[np.float64]) -> NDArray[np.float64]:

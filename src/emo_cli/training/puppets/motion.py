@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from emo_cli.training.puppets.mesh import Array, rotation_matrices, rotation_speed
+from emo_cli.face_motion import rotation_between_frames
+from emo_cli.training.puppets.mesh import Array, rotation_matrices
 
 # Beyond these a still betrays itself: yaw, pitch, roll in degrees.
 FARTHEST = np.array([12.0, 8.0, 15.0])
@@ -48,9 +49,9 @@ class Motion:
         return rotation_matrices(self.turns)
 
     @property
-    def speed(self) -> NDArray[np.float64]:
+    def speed(self) -> Array:
         """True degrees of rotation from each frame to the next, [T - 1]."""
-        return rotation_speed(self.rotations)
+        return rotation_between_frames(self.rotations)[1:]
 
 
 def rest(num_frames: int) -> Motion:
@@ -101,7 +102,8 @@ def _walk(
 ) -> NDArray[np.float64]:
     """A closed random curve of turns, walked so that the mean rotation is `speed` exactly."""
     curve = _curve(rng) * FARTHEST * USUAL * reach * min(1.0, 0.3 + 0.7 * speed)
-    lengths = np.concatenate([[0.0], np.cumsum(rotation_speed(rotation_matrices(curve)))])
+    lengths = np.cumsum(rotation_between_frames(rotation_matrices(curve)).astype(np.float64))
+    lengths -= lengths[0]
     place = np.arange(num_frames)
     swing, period = rng.uniform(0.1, 0.6), rng.uniform(20, 45)
     pace = 1 + swing * np.sin(2 * np.pi * (place / period + rng.random()))
@@ -113,7 +115,7 @@ def _walk(
         turns = np.stack([np.interp(walked, lengths, axis) for axis in curve.T], 1)
         if num_frames < 2 or speed == 0:
             break
-        stride *= speed / max(rotation_speed(rotation_matrices(turns)).mean(), 1e-9)
+        stride *= speed / max(rotation_between_frames(rotation_matrices(turns))[1:].mean(), 1e-9)
     return turns
 
 

@@ -13,15 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from emo_cli.face_motion import LOWER_LIP, UPPER_LIP
 from emo_cli.training.puppets.mesh import (
     EYE_CORNERS,
     INNER_LOWER_LIP,
     INNER_UPPER_LIP,
     LEFT_EYE,
-    LOWER_LIP,
     OVAL,
     RIGHT_EYE,
-    UPPER_LIP,
     Array,
     distance,
 )

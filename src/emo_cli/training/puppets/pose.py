@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emo_cli.face_motion import lip_opening
 from emo_cli.training.puppets.mesh import (
     INNER_LOWER_LIP,
     INNER_UPPER_LIP,
@@ -21,7 +22,6 @@ from emo_cli.training.puppets.mesh import (
     RIGHT_EYE,
     RIGHT_IRIS,
     Array,
-    lip_opening,
     mouth_scale,
 )
 from emo_cli.training.puppets.motion import Motion
@@ -54,7 +54,7 @@ class Pose:
     @property
     def opening(self) -> Array:
         """Lip opening over mouth width, [T]."""
-        return lip_opening(self.landmarks)
+        return lip_opening(self.landmarks[..., :2])
 
     @property
     def boxes(self) -> Array:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from emo_cli.face_motion import LOWER_LIP, MOUTH_CORNERS, UPPER_LIP, lip_opening
 from emo_cli.faces import Face, FaceFinder
 from emo_cli.portrait import FACE_CENTRE_X, FACE_CENTRE_Y, FACE_HEIGHT
 from emo_cli.training.puppets.mesh import (
@@ -22,13 +23,9 @@ from emo_cli.training.puppets.mesh import (
     FOREHEAD,
     INNER_LOWER_LIP,
     INNER_UPPER_LIP,
-    LOWER_LIP,
-    MOUTH_CORNERS,
     OVAL,
-    UPPER_LIP,
     Array,
     distance,
-    lip_opening,
     mesh_triangles,
 )
 
@@ -82,7 +79,7 @@ class Still:
         return (points - self.centre) @ self.rotation
 
     def shows_teeth(self) -> bool:
-        return bool(lip_opening(self.points) > SHOWS_TEETH)
+        return bool(lip_opening(self.points[:, :2]) > SHOWS_TEETH)
 
 
 def make_still(
@@ -105,7 +102,7 @@ def still_of_face(crop: NDArray[np.uint8], face: Face) -> Still:
     size = len(crop)
     points = (face.landmarks * np.array([1, 1, DEPTH])).astype(np.float32)
     rotation = face.rotation
-    if lip_opening(points) > SHOWS_TEETH:
+    if lip_opening(points[:, :2]) > SHOWS_TEETH:
         # The inner rows then run along the teeth's edges: step back onto the lips.
         along = 0.025 * (points[308] - points[78])
         down = np.array([-along[1], along[0], 0.0], np.float32)

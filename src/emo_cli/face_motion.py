@@ -1,0 +1,35 @@
+"""What moves in a face from frame to frame, told from its pose and landmarks.
+
+Legend: `T` frames, `V` = 478 points.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+UPPER_LIP, LOWER_LIP = 13, 14  # MediaPipe's inner lips, in the middle
+MOUTH_CORNERS = (61, 291)
+
+
+def rotation_between_frames(rotations: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Degrees of head rotation since the frame before, [T, 3, 3] -> [T] (EMO sec. 3.2).
+
+    w = 2 asin(|R1 - R2|_F / (2 sqrt 2)); the first frame has the second's.
+    """
+    if len(rotations) < 2:
+        return np.zeros(len(rotations), np.float32)
+    wide = rotations.astype(np.float64)
+    distance = np.linalg.norm(wide[1:] - wide[:-1], axis=(1, 2))
+    angles = np.degrees(2 * np.arcsin((distance / (2 * np.sqrt(2))).clip(0, 1)))
+    return np.concatenate([angles[:1], angles]).astype(np.float32)
+
+
+def lip_opening(landmarks: NDArray[np.floating]) -> NDArray[Any]:
+    """Gap of the inner lips over the width of the mouth, [..., V, 2 or 3] -> [...]."""
+    left, right = MOUTH_CORNERS
+    gap = landmarks[..., UPPER_LIP, :] - landmarks[..., LOWER_LIP, :]
+    width = landmarks[..., left, :] - landmarks[..., right, :]
+    return np.asarray(np.linalg.norm(gap, axis=-1) / np.linalg.norm(width, axis=-1))
