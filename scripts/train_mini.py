@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PORTRAITS = ("london", "canada", "faker")
+PUPPET_SETS = 5  # stages draw from each dataset equally often: one window in six is of real video
 # glibc asks for large pages and keeps what it has: a training step on a CPU takes a fifth less.
 LARGE_PAGES = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:"
@@ -68,7 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--window", type=int, default=16, help="train on squares at the face; 0: whole pictures"
     )
-    parser.add_argument("--puppets", type=int, default=1000)
+    parser.add_argument("--puppets", type=int, default=1400)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     return parser.parse_args()
@@ -98,27 +99,37 @@ def encoder_steps(options: argparse.Namespace, data: Path) -> list[Step]:
 
 def data_steps(options: argparse.Namespace, data: Path) -> list[Step]:
     """Clips of the speaker, puppets of the stills, and what the encoders make of both."""
-    out, size = options.out, ("--size", "256", "--workers", str(options.workers))
+    size = ("--size", "256", "--workers", str(options.workers))
     stills = repeated("--stills", [data / "portraits" / name for name in PORTRAITS])
-    drivers = repeated("--drivers", [data / "grid_s1", out / "speech/flite"])
+    drivers = repeated("--drivers", [data / "grid_s1", options.out / "speech/flite"])
     shapes = ("--shapes", str(data / "ict_facekit_light.npz"))
-    count = "3" if options.tiny else str(options.puppets)
-    made = ("--audio-model", str(out / "audio/model"), "--latents", str(out / "autoencoder/model"))
+    count = "3" if options.tiny else str(options.puppets // PUPPET_SETS)
+    encoders = ("--audio-model", "audio/model"), ("--latents", "autoencoder/model")
+    made = [part for option, run in encoders for part in (option, str(options.out / run))]
     on = ("--device", options.device, "--precision", options.precision)
-    grid, puppets = ("--out", str(out / "grid")), ("--out", str(out / "puppets"))
-    return [
-        emo("prepare", str(data / "grid_s1"), *grid, *size, name="grid"),
-        emo("prepare", *puppets, *size, *stills, *drivers, *shapes, "--count", count,
-            name="puppets"),
-        emo("prepare", *grid, *size, *made, *on, name="grid-encoded"),
-        emo("prepare", *puppets, *size, *made, *on, name="puppets-encoded"),
-    ]  # fmt: skip
+    grid, *puppets = datasets(options)
+    talk = (*stills, *drivers, *shapes, "--count", count)
+    films = [emo("prepare", str(data / "grid_s1"), "--out", str(grid), *size, name=grid.name)]
+    for seed, folder in enumerate(puppets):
+        drawn = ("--seed", str(seed))
+        films.append(emo("prepare", "--out", str(folder), *size, *talk, *drawn, name=folder.name))
+    encoded = [
+        emo("prepare", "--out", str(folder), *size, *made, *on, name=f"{folder.name}-encoded")
+        for folder in (grid, *puppets)
+    ]
+    return films + encoded
+
+
+def datasets(options: argparse.Namespace) -> list[Path]:
+    """The speaker's, and those of the puppets."""
+    sets = range(1 if options.tiny else PUPPET_SETS)
+    return [options.out / "grid", *(options.out / f"puppets-{seed}" for seed in sets)]
 
 
 def stage_steps(options: argparse.Namespace) -> list[Step]:
     """The paper's three stages, and the model folder."""
     out, tiny = options.out, TINY_TRAIN if options.tiny else ()
-    data = repeated("--data", [out / "puppets", out / "grid"])
+    data = repeated("--data", datasets(options))
     how = ("--device", options.device, "--precision", options.precision, "--varied-references")
     window = ("--window", str(options.window)) if options.window else ()
 
