@@ -235,14 +235,14 @@ def _outputs(portrait: Path, audio: list[Path], out: Path | None) -> list[Path]:
 def _generate(requests: list[Request], *, model: str, how: dict[str, Any], as_json: bool) -> None:
     """All videos with one loaded engine; one that fails does not stop the others."""
     from emo_cli.engine import Engine
-    from emo_cli.generate import JITTER_SPEED, make_video
+    from emo_cli.generate import make_video
 
     first = requests[0]
     engine = Engine(model, **how)
     if engine.note:
         console.note(engine.note)
-    if (first.options.speed or 0) > JITTER_SPEED:
-        console.warn(f"above a speed of {JITTER_SPEED} the head may jitter")
+    if (first.options.speed or 0) > (highest := engine.config.speed.highest):
+        console.warn(f"above a speed of {highest} '{engine.config.name}' may lose the face")
     failed = 0
     for request in requests:
         try:

@@ -87,6 +87,7 @@ class SpeedConfig:
     radii: tuple[float, ...]
     width: int
     usual: float  # when the user names none: what the model does best
+    highest: float  # above it heads jitter or faces break: the user is warned
 
 
 @dataclass(frozen=True, kw_only=True)

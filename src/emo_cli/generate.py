@@ -18,8 +18,6 @@ from emo_cli.work_folder import WorkFolder
 if TYPE_CHECKING:
     from emo_cli.engine import Engine, Video
 
-JITTER_SPEED = 1.5  # above it the paper saw jitter (EMO sec. 4.5)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
