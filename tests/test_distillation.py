@@ -23,9 +23,11 @@ from emo_cli.training.distillation import (
     TEACHER_STEPS,
     DistillationLoss,
     DistillationTask,
+    Guidance,
     ddim_step,
     distilled,
     v_that_reaches,
+    without,
 )
 from emo_cli.training.stages import RunOptions, stage_row
 
@@ -39,12 +41,12 @@ STAGE = dataclasses.replace(
 )
 
 
-def loss_of(config=SMALL_MINI, guidance=1.0):
+def loss_of(config=SMALL_MINI, guidance=(1.0, 1.0)):
     torch.manual_seed(0)
     model = EmoModel(config)
     randomised(model.backbone, 1)
     randomised(model.reference_net, 2)
-    return DistillationLoss(model, PLAIN, guidance)
+    return DistillationLoss(model, PLAIN, Guidance(*guidance))
 
 
 def at(*places):
@@ -121,13 +123,16 @@ def test_prediction_of_noise_is_turned_into_v():
 
 @torch.no_grad()
 def test_the_teachers_guidance_goes_in():
-    plain, guided, batch = loss_of(), loss_of(guidance=3.0), batch_of()
+    plain, guided, batch = loss_of(), loss_of(guidance=(3.0, 3.0)), batch_of()
     noisy, place = torch.randn(2, 12, 16, 8, 8), at(3, 30)
     conditions = plain._conditions(batch, noisy, batch["latents"][:, :4])
     one, three = (m.teacher_v(batch, conditions, noisy, place) for m in (plain, guided))
-    twice = loss_of(guidance=2.0).teacher_v(batch, conditions, noisy, place)
+    twice = loss_of(guidance=(2.0, 2.0)).teacher_v(batch, conditions, noisy, place)
     torch.testing.assert_close(three - one, 2 * (twice - one), atol=1e-4, rtol=1e-3)
     assert not torch.allclose(one, three)
+    heard = loss_of(guidance=(1.0, 3.0)).teacher_v(batch, conditions, noisy, place)
+    silent = plain.teacher_v(batch, without(conditions, reference=False, audio=True), noisy, place)
+    torch.testing.assert_close(heard - silent, 3 * (one - silent), atol=1e-4, rtol=1e-3)
 
 
 @torch.no_grad()
@@ -169,7 +174,7 @@ def teacher(tmp_path_factory):
 def distil(teacher, out, stop=None):
     model = EmoModel(read_model_config(teacher / "config.json"))
     load_parts(model, teacher)
-    task = DistillationTask(model, STAGE, PLAIN, Batches(), Batches(), [teacher], None)
+    task = DistillationTask(model, STAGE, PLAIN, Batches(), Batches(), [teacher])
 
     def report(step, values):
         if step == stop:

@@ -29,6 +29,7 @@ from emo_cli.training.options import (
 )
 
 if TYPE_CHECKING:
+    from emo_cli.training.distillation import Guidance
     from emo_cli.training.stages import RunOptions, Stage
     from emo_cli.training.variation import Variation
 
@@ -148,7 +149,7 @@ def run_stage(
     *,
     preview: bool,
     watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
-    guidance: float | None = None,
+    guidance: Guidance | None = None,
 ) -> Path:
     """Train one stage as its command does; returns the model's folder.
 
@@ -194,7 +195,7 @@ def run_stage(
         # None, as a run without them has it written down.
         "augment": sources.variation.looks or None,
         "varied_references": sources.variation.references or None,
-        "guidance": task.module.guidance if isinstance(task, DistillationTask) else None,
+        "guidance": list(task.module.guidance) if isinstance(task, DistillationTask) else None,
     }
     shown = PartialState(cpu=options.device == "cpu").is_main_process
     with step_progress(stage.name, stage.steps, shown=shown) as progress:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from emo_cli.config import DiffusionConfig
 from emo_cli.model.backbone import Backbone
 from emo_cli.model.emo_model import EmoModel
-from emo_cli.sampler import TRAIN_STEPS
+from emo_cli.sampler import TRAIN_STEPS, guidance_branches
 from emo_cli.training.denoising import Conditions, DenoisingLoss, DenoisingOptions
 from emo_cli.training.denoising_stage import ClipSamples, DenoisingTask
 from emo_cli.training.draws import derive_seed
@@ -37,6 +38,13 @@ SEGMENT = TEACHER_STEPS // STUDENT_STEPS
 STRIDE = TRAIN_STEPS // TEACHER_STEPS
 TARGET_DECAY = 0.95  # of the moving average, a forward
 COMPARED_CLIPS = 2  # held-out ones that are sampled to the end: 44 forwards each
+
+
+class Guidance(NamedTuple):
+    """Of the teacher: scales of the reference and of the sound; 1 is none."""
+
+    reference: float
+    audio: float
 
 
 def distilled(diffusion: DiffusionConfig) -> DiffusionConfig:
@@ -69,7 +77,7 @@ class DistillationLoss(DenoisingLoss):
     grid: Tensor  # [TEACHER_STEPS] timesteps
     angles: Tensor  # [TEACHER_STEPS + 1] of the grid and, last, of the picture itself
 
-    def __init__(self, model: EmoModel, options: DenoisingOptions, guidance: float) -> None:
+    def __init__(self, model: EmoModel, options: DenoisingOptions, guidance: Guidance) -> None:
         super().__init__(model, options)
         self.guidance = guidance
         self.target = copy.deepcopy(model.backbone).requires_grad_(False)
@@ -132,11 +140,11 @@ class DistillationLoss(DenoisingLoss):
     ) -> Tensor:
         """The teacher's v, with its guidance, which so becomes part of the student."""
         teacher = self.teacher[0].to(noisy.device)
-        v = self.predict_v(teacher, batch, conditions, noisy, place)
-        if self.guidance == 1:
-            return v
-        without = self.predict_v(teacher, batch, null(conditions), noisy, place)
-        return without + self.guidance * (v - without)
+        v = torch.zeros_like(noisy)
+        for branch in guidance_branches(*self.guidance):
+            seen = without(conditions, reference=not branch.reference, audio=not branch.audio)
+            v += branch.weight * self.predict_v(teacher, batch, seen, noisy, place)
+        return v
 
     @torch.no_grad()
     def sample(self, batch: dict[str, Tensor], *, teacher: bool) -> Tensor:
@@ -170,12 +178,15 @@ class DistillationLoss(DenoisingLoss):
         torch._foreach_lerp_(list(self.target.parameters()), student, 1 - TARGET_DECAY)
 
 
-def null(conditions: Conditions) -> Conditions:
-    """Without reference and sound, as the unguided branch sees it."""
+def without(conditions: Conditions, *, reference: bool, audio: bool) -> Conditions:
+    """The null condition in place of the reference, of the sound or of both."""
+    if audio:
+        conditions = conditions._replace(audio=torch.zeros_like(conditions.audio))
+    if not reference:
+        return conditions
     return conditions._replace(
         features=[torch.zeros_like(x) for x in conditions.features],
         portrait=torch.zeros_like(conditions.portrait),
-        audio=torch.zeros_like(conditions.audio),
     )
 
 
@@ -192,13 +203,13 @@ class DistillationTask(DenoisingTask):
         samples: ClipSamples,
         validation: ClipSamples | None,
         inits: list[Path],
-        guidance: float | None,
+        guidance: Guidance | None = None,
     ) -> None:
         diffusion = model.config.diffusion
-        teacher_guidance = diffusion.guidance if guidance is None else guidance
+        guidance = guidance or Guidance(diffusion.guidance, diffusion.audio_guidance)
         model.config = dataclasses.replace(model.config, diffusion=distilled(diffusion))
         super().__init__(model, stage, options, samples, validation, inits)
-        self.module = DistillationLoss(model, options, teacher_guidance)
+        self.module = DistillationLoss(model, options, guidance)
         self.teachers: Tensor | None = None  # what the teacher made of the compared clips
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:

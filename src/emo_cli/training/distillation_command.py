@@ -38,6 +38,10 @@ def distill_command(
         float | None,
         typer.Option(min=0, help="The teacher's, which the student learns. [the preset's]"),
     ] = None,
+    audio_guidance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of the sound alone. [--guidance, else the preset's]"),
+    ] = None,
     steps: Steps = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Clips per step.")] = None,
     lr: LearningRate = None,
@@ -51,6 +55,8 @@ def distill_command(
     preview: Preview = True,
 ) -> None:
     """Teach a model to do with 4 unguided steps what it does with 40."""
+    from emo_cli.presets import PRESETS
+    from emo_cli.training.distillation import Guidance
     from emo_cli.training.stages import RunOptions, stage_row, with_options
     from emo_cli.training.variation import AS_IT_IS
 
@@ -67,4 +73,8 @@ def distill_command(
         threads=threads,
     )
     sources = Sources(data=data, inits=init, window=window, variation=AS_IT_IS)
-    typer.echo(run_stage(stage, options, model, sources, preview=preview, guidance=guidance))
+    usual = PRESETS[model].diffusion
+    reference = usual.guidance if guidance is None else guidance
+    audio = audio_guidance if audio_guidance is not None else guidance
+    taught = Guidance(reference, usual.audio_guidance if audio is None else audio)
+    typer.echo(run_stage(stage, options, model, sources, preview=preview, guidance=taught))
