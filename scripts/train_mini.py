@@ -26,7 +26,7 @@ LARGE_PAGES = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:"
     "glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456"
 }
-WHOLE = ("--steps", "250", "--batch", "4", "--lr", "3e-4")
+WHOLE = ("--steps", "120", "--batch", "4", "--lr", "2e-4")
 TINY_TRAIN = ("--steps", "2", "--batch", "2")
 TINY_FILES = 3  # of each kind, one of them held out for validation
 
