@@ -142,7 +142,7 @@ def stage_steps(options: argparse.Namespace) -> list[Step]:
         stage("image", [out / "autoencoder/model", out / "audio/model"]),
         stage("video", [out / "image/model"], *window),
         stage("speed", [out / "video/model"], *window),
-        # Four times as dear, and soon learnt: what lies beyond the windows, and to hold its tone.
+        # Four times as dear: what lies beyond the windows.
         stage("video", [out / "speed/model"], *WHOLE, name="whole"),
         emo("pack", str(out / "whole"), "--out", str(out / "mini")),
     ]
