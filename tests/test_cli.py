@@ -17,7 +17,6 @@ from PIL import Image
 
 from emo_cli import cli
 from emo_cli.files import sha256_of
-from emo_cli.presets import MINI
 
 FAST = ["--steps", "1", "--face-region", "100,50,400,450"]
 
@@ -70,15 +69,6 @@ def test_json_prints_one_object_a_sound_and_the_engine_is_shared(work, small_mod
     lines = capsys.readouterr().out.splitlines()
     assert code == 0 and [json.loads(line)["frames"] for line in lines] == [13, 5]
     assert (work / "out" / "portrait_two words.mp4").exists()
-
-
-def test_a_speed_that_the_model_cannot_bear_is_warned_of(work, small_model, capsys):
-    highest = MINI.speed.highest
-    assert emo(small_model, "portrait.jpg", "song.wav", "--speed", str(highest)) == 0
-    assert "warning" not in capsys.readouterr().err
-    faster = ("--speed", str(highest + 0.1), "--overwrite")
-    assert emo(small_model, "portrait.jpg", "song.wav", *faster) == 0
-    assert f"above a speed of {highest}" in capsys.readouterr().err
 
 
 def test_an_existing_output_is_kept_unless_told(work, small_model, capsys):

@@ -175,6 +175,21 @@ def test_errors_in_mouth_and_eyes_weigh_more(part, monkeypatch):
     assert inside > module(batch)["loss"]
 
 
+def test_the_mouths_share_of_the_loss_is_that_of_a_window_in_a_whole_picture_too():
+    module = loss_of(mouth_weight=6.0)
+
+    def share(side):
+        batch = batch_of() | {"mouth": torch.zeros(2, 12, side, side)}
+        batch["mouth"][..., 2:5, 2:6] = 1
+        batch["eyes"] = torch.zeros_like(batch["mouth"])
+        wrong = batch["mouth"][:, :, None].expand(-1, -1, 16, -1, -1)
+        steps = torch.tensor([500, 500])
+        return module._losses(wrong, torch.zeros_like(wrong), steps, batch)["loss"].item()
+
+    assert share(16) == pytest.approx(12 * 6 / (256 + 12 * 5))
+    assert share(32) == pytest.approx(share(16), rel=0.15)  # not a quarter of it
+
+
 def test_errors_that_flicker_weigh_more_than_those_that_stay():
     """An error that stays is a change at the first frame alone, after motion frames without."""
     stays = torch.full((2, 12, 16, 8, 8), 3.0)

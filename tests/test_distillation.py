@@ -11,6 +11,7 @@ from test_denoising import PLAIN, batch_of
 
 from emo_cli import Engine, GenerateOptions
 from emo_cli.config import read_model_config
+from emo_cli.errors import EmoError
 from emo_cli.files import sha256_of
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.load import load_parts
@@ -18,12 +19,11 @@ from emo_cli.presets import MINI
 from emo_cli.sampler import build_scheduler, denoise, guidance_branches
 from emo_cli.training import loop
 from emo_cli.training.distillation import (
-    SEGMENT,
     STUDENT_STEPS,
-    TEACHER_STEPS,
     DistillationLoss,
     DistillationTask,
-    Guidance,
+    Teaching,
+    check_teacher_steps,
     ddim_step,
     distilled,
     v_that_reaches,
@@ -41,12 +41,12 @@ STAGE = dataclasses.replace(
 )
 
 
-def loss_of(config=SMALL_MINI, guidance=(1.0, 1.0)):
+def loss_of(config=SMALL_MINI, guidance=(1.0, 1.0), teacher_steps=40):
     torch.manual_seed(0)
     model = EmoModel(config)
     randomised(model.backbone, 1)
     randomised(model.reference_net, 2)
-    return DistillationLoss(model, PLAIN, Guidance(*guidance))
+    return DistillationLoss(model, PLAIN, Teaching(*guidance, teacher_steps))
 
 
 def at(*places):
@@ -59,8 +59,8 @@ def at(*places):
 @pytest.mark.parametrize("place", [0, 7, 39])
 def test_a_turn_is_a_ddim_step_of_diffusers(place):
     module = loss_of()
-    teacher = dataclasses.replace(distilled(SMALL_MINI.diffusion), steps=TEACHER_STEPS)
-    scheduler = build_scheduler(teacher, "ddim", TEACHER_STEPS)
+    teacher = dataclasses.replace(distilled(SMALL_MINI.diffusion), steps=40)
+    scheduler = build_scheduler(teacher, "ddim", 40)
     assert scheduler.timesteps.tolist() == module.grid.tolist()
     z, v = torch.randn(1, 12, 16, 8, 8), torch.randn(1, 12, 16, 8, 8)
     expected = scheduler.step(v, module.grid[place].item(), z).prev_sample
@@ -68,9 +68,12 @@ def test_a_turn_is_a_ddim_step_of_diffusers(place):
     torch.testing.assert_close(ddim_step(z, v, turn), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_students_own_steps_end_each_segment():
+@pytest.mark.parametrize("steps", [4, 20, 40])
+def test_the_students_own_steps_end_each_segment(steps):
     scheduler = build_scheduler(distilled(MINI.diffusion), "ddim", STUDENT_STEPS)
-    assert scheduler.timesteps.tolist() == loss_of().grid[::SEGMENT].tolist()
+    module = loss_of(teacher_steps=steps)
+    assert module.segment == steps // 4
+    assert scheduler.timesteps.tolist() == module.grid[:: module.segment].tolist()
 
 
 def test_the_v_that_reaches_an_end_reaches_it():
@@ -102,12 +105,30 @@ def test_who_always_knows_the_picture_has_nothing_to_learn(config, monkeypatch):
 def test_one_step_before_a_segments_end_the_target_is_the_teacher():
     module, batch = loss_of(), batch_of()
     randomised(module.target, 9)  # what it says must not matter there
-    noisy, place = torch.randn(2, 12, 16, 8, 8), at(SEGMENT - 1, TEACHER_STEPS - 1)
+    noisy, place = torch.randn(2, 12, 16, 8, 8), at(9, 39)
     with torch.no_grad():
         conditions = module._conditions(batch, noisy, batch["latents"][:, :4])
         target = module._target(batch, conditions, noisy, place)
         teacher = module.teacher_v(batch, conditions, noisy, place)
     torch.testing.assert_close(target, teacher, atol=2e-4, rtol=1e-3)
+
+
+def test_a_teacher_of_four_steps_hands_on_what_it_says_itself():
+    module, batch = loss_of(guidance=(1.0, 3.0), teacher_steps=4), batch_of()
+    randomised(module.target, 9)
+    noisy, place = torch.randn(2, 12, 16, 8, 8), at(0, 2)
+    with torch.no_grad():
+        conditions = module._conditions(batch, noisy, batch["latents"][:, :4])
+        target = module._target(batch, conditions, noisy, place)
+        assert torch.equal(target, module.teacher_v(batch, conditions, noisy, place))
+        theirs, ours = (module.sample(batch, teacher=who) for who in (True, False))
+    assert not torch.allclose(theirs, ours)  # four steps each: only the guidance differs
+
+
+@pytest.mark.parametrize("steps", [3, 6, 12])
+def test_a_teacher_without_whole_segments_is_refused(steps):
+    with pytest.raises(EmoError, match=f"a teacher of {steps}"):
+        check_teacher_steps(steps)
 
 
 @torch.no_grad()

@@ -134,3 +134,11 @@ def test_the_report_has_what_the_quality_meant(small_model, portrait, speech, tm
 def test_a_wrong_option_exits_with_2_before_anything_is_read(arguments, capsys):
     assert cli.run(["generate", "nowhere.png", "nothing.wav", *arguments]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_model_is_told_a_share_of_what_is_asked_above_its_usual_speed():
+    speed = dataclasses.replace(MINI.speed, usual=0.2, gain=0.25)
+    assert [speed.told(asked) for asked in (0.1, 0.2, 1.0)] == pytest.approx([0.1, 0.2, 0.4])
+    config = dataclasses.replace(MINI, speed=speed)
+    assert resolve(GenerateOptions(speed=1.0), config).speed == pytest.approx(0.4)
+    assert FULL.speed.told(1.9) == 1.9  # as the paper

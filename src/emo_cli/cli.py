@@ -68,7 +68,7 @@ def generate(
     speed: Annotated[
         float | None,
         typer.Option(
-            min=0.1, max=1.9, help="Head motion, in degrees of rotation per frame. [the model's]"
+            min=0.1, max=1.9, help="Head motion: 0.1 calm, 1 lively, 1.9 wild. [the model's]"
         ),
     ] = DEFAULTS.speed,
     model: Annotated[
@@ -237,12 +237,9 @@ def _generate(requests: list[Request], *, model: str, how: dict[str, Any], as_js
     from emo_cli.engine import Engine
     from emo_cli.generate import make_video
 
-    first = requests[0]
     engine = Engine(model, **how)
     if engine.note:
         console.note(engine.note)
-    if (first.options.speed or 0) > (highest := engine.config.speed.highest):
-        console.warn(f"above a speed of {highest} '{engine.config.name}' may lose the face")
     failed = 0
     for request in requests:
         try:

@@ -73,7 +73,7 @@ FULL = ModelConfig(
         radii=(0.1, 0.1, 0.15, 0.25, 0.3, 0.3, 0.3, 0.3, 0.3),
         width=256,
         usual=1.0,
-        highest=1.5,  # above it the paper saw jitter (EMO sec. 4.5)
+        gain=1.0,
     ),
     diffusion=DiffusionConfig(
         prediction="epsilon",
@@ -143,7 +143,7 @@ MINI = dataclasses.replace(
         num_tokens=5,
         token_width=128,
     ),
-    speed=dataclasses.replace(FULL.speed, width=64, usual=0.1, highest=0.3),
+    speed=dataclasses.replace(FULL.speed, width=64, usual=0.1, gain=0.13),
     diffusion=DiffusionConfig(
         prediction="v_prediction",
         beta_schedule="scaled_linear",

@@ -50,7 +50,7 @@ CACHE_LAYERS: dict[Layout, int] = {"full": 1, "mini": 1}
 class Sampling:
     """What the sampler runs."""
 
-    speed: float  # degrees of head rotation per frame
+    speed: float  # that the model is told, degrees of head rotation per frame
     solver: Solver
     steps: int
     guidance: float
@@ -75,7 +75,7 @@ def resolve(options: GenerateOptions, config: ModelConfig) -> Sampling:
 
     guidance = _first(options.guidance, row.guidance, own.guidance)
     return Sampling(
-        speed=_first(options.speed, config.speed.usual),
+        speed=config.speed.told(_first(options.speed, config.speed.usual)),
         solver=options.solver or row.solver or own.solver,
         steps=options.steps or row.steps or own.steps,
         guidance=guidance,

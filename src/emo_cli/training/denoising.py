@@ -20,6 +20,8 @@ from emo_cli.model.layers import fold_frames, unfold_frames
 from emo_cli.sampler import build_scheduler
 from emo_cli.training.draws import FIRST_CLIP, derive_seed, sample_noise, sample_uniform
 
+# Weights of mouth and eyes are for windows of 16x16; in a larger picture they count for as much.
+WEIGHED_AREA = 16 * 16
 ENCODE_SLICE = 8  # pictures a time through the frozen autoencoder
 
 
@@ -113,7 +115,8 @@ class DenoisingLoss(nn.Module):
         if options.change_weight:  # the motion frames before the first one have no error
             change = torch.diff(difference, dim=1, prepend=torch.zeros_like(difference[:, :1]))
             seen = error + options.change_weight * change.square().mean(2)
-        weight = 1 + (options.mouth_weight - 1) * mouth + (options.eye_weight - 1) * batch["eyes"]
+        more = (options.mouth_weight - 1) * mouth + (options.eye_weight - 1) * batch["eyes"]
+        weight = 1 + more * (more[0, 0].numel() / WEIGHED_AREA)
         per_clip = (weight * seen).flatten(1).sum(1) / weight.flatten(1).sum(1)  # [B]
         scale = snr_weight(self.alphas[timesteps], self.config.diffusion, self.options.min_snr)
         inside = (mouth * error).sum() / mouth.sum().clamp_min(1e-6)

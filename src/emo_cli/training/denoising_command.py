@@ -29,7 +29,7 @@ from emo_cli.training.options import (
 )
 
 if TYPE_CHECKING:
-    from emo_cli.training.distillation import Guidance
+    from emo_cli.training.distillation import Teaching
     from emo_cli.training.stages import RunOptions, Stage
     from emo_cli.training.variation import Variation
 
@@ -149,12 +149,12 @@ def run_stage(
     *,
     preview: bool,
     watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
-    guidance: Guidance | None = None,
+    teaching: Teaching | None = None,
 ) -> Path:
     """Train one stage as its command does; returns the model's folder.
 
-    `watch` is called after every step with the steps done and what was measured. `guidance` is
-    the teacher's in the stage `distill`; None: the preset's own.
+    `watch` is called after every step with the steps done and what was measured. `teaching` is
+    for the stage `distill`; None: the preset's own guidance.
 
     Raises: EmoError as `loop.train` does, and for data or starting weights that will not do.
     """
@@ -186,7 +186,7 @@ def run_stage(
         raise EmoError("the datasets hold no clip to train on", "Prepare more videos.")
     parts = (network, stage, loss_options(stage.name, preset), samples, validation, inits)
     distils = stage.name == "distill"
-    task = DistillationTask(*parts, guidance) if distils else DenoisingTask(*parts)
+    task = DistillationTask(*parts, teaching) if distils else DenoisingTask(*parts)
     fingerprint = {
         "preset": preset,
         "window": window,
@@ -195,7 +195,7 @@ def run_stage(
         # None, as a run without them has it written down.
         "augment": sources.variation.looks or None,
         "varied_references": sources.variation.references or None,
-        "guidance": list(task.module.guidance) if isinstance(task, DistillationTask) else None,
+        "teaching": list(task.module.teaching) if isinstance(task, DistillationTask) else None,
     }
     shown = PartialState(cpu=options.device == "cpu").is_main_process
     with step_progress(stage.name, stage.steps, shown=shown) as progress:

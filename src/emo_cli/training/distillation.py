@@ -1,10 +1,11 @@
-"""Few-step distillation: a student that makes in 4 unguided steps what its teacher makes in 40.
+"""Few-step distillation: a student that makes in 4 unguided steps what its teacher makes in more.
 
 After "Multistep Consistency Models" (Heek, Hoogeboom, Salimans 2024): the trajectory is cut into as
 many segments as the student will take steps; from anywhere in a segment the student learns to
 reach its end in one DDIM step. The student starts as the teacher; its target is, as in
 "Consistency Models" (Song et al. 2023), a moving average of itself, one teacher step further on.
-Sampling needs nothing new: trailing DDIM with as many steps.
+Sampling needs nothing new: trailing DDIM with as many steps. A teacher of 4 steps too hands on its
+guidance alone, as in "On Distillation of Guided Diffusion Models" (Meng et al. 2023).
 
 Everything is computed with angles: a noisy latent is cos(a) x + sin(a) noise, and a DDIM step from
 angle a to b is z_b = cos(a - b) z_a - sin(a - b) v. No vanishing signal or noise is divided by.
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from emo_cli.config import DiffusionConfig
+from emo_cli.errors import EmoError
 from emo_cli.model.backbone import Backbone
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.sampler import TRAIN_STEPS, guidance_branches
@@ -31,20 +33,27 @@ from emo_cli.training.denoising_stage import ClipSamples, DenoisingTask
 from emo_cli.training.draws import derive_seed
 from emo_cli.training.stages import Stage
 
-# The student's steps, and the teacher's: a multiple, so that segments end on its grid.
 STUDENT_STEPS = 4
-TEACHER_STEPS = 40
-SEGMENT = TEACHER_STEPS // STUDENT_STEPS
-STRIDE = TRAIN_STEPS // TEACHER_STEPS
 TARGET_DECAY = 0.95  # of the moving average, a forward
-COMPARED_CLIPS = 2  # held-out ones that are sampled to the end: 44 forwards each
+COMPARED_CLIPS = 2  # held-out ones that are sampled to the end, by both
 
 
-class Guidance(NamedTuple):
-    """Of the teacher: scales of the reference and of the sound; 1 is none."""
+class Teaching(NamedTuple):
+    """How the teacher samples what the student learns."""
 
-    reference: float
-    audio: float
+    guidance: float  # of reference and sound; 1 is none
+    audio_guidance: float  # of the sound alone
+    steps: int = 40  # divides 1000, and is divided by the student's: segments end on its grid
+
+
+def check_teacher_steps(steps: int) -> None:
+    """Raises: EmoError when a teacher of so many steps has no whole segments."""
+    if steps % STUDENT_STEPS or TRAIN_STEPS % steps:
+        raise EmoError(
+            f"a student of {STUDENT_STEPS} steps cannot learn from a teacher of {steps}",
+            f"Take a number that {STUDENT_STEPS} divides and that divides {TRAIN_STEPS}: 4, 8, 40.",
+            exit_code=2,
+        )
 
 
 def distilled(diffusion: DiffusionConfig) -> DiffusionConfig:
@@ -74,16 +83,18 @@ def v_that_reaches(end: Tensor, latents: Tensor, turn: Tensor) -> Tensor:
 class DistillationLoss(DenoisingLoss):
     """A student (`backbone`), its moving average (`target`) and a frozen teacher."""
 
-    grid: Tensor  # [TEACHER_STEPS] timesteps
-    angles: Tensor  # [TEACHER_STEPS + 1] of the grid and, last, of the picture itself
+    grid: Tensor  # [teaching.steps] timesteps
+    angles: Tensor  # [teaching.steps + 1] of the grid and, last, of the picture itself
 
-    def __init__(self, model: EmoModel, options: DenoisingOptions, guidance: Guidance) -> None:
+    def __init__(self, model: EmoModel, options: DenoisingOptions, teaching: Teaching) -> None:
         super().__init__(model, options)
-        self.guidance = guidance
+        self.teaching = teaching
+        self.segment = teaching.steps // STUDENT_STEPS  # teacher's steps in one of the student's
         self.target = copy.deepcopy(model.backbone).requires_grad_(False)
         # In a list, as the autoencoder: neither saved nor averaged.
         self.teacher = [copy.deepcopy(model.backbone).requires_grad_(False)]
-        grid = TRAIN_STEPS - 1 - STRIDE * torch.arange(TEACHER_STEPS)  # as trailing DDIM has it
+        # As trailing DDIM has it.
+        grid = TRAIN_STEPS - 1 - TRAIN_STEPS // teaching.steps * torch.arange(teaching.steps)
         alphas = self.alphas[grid]
         angles = torch.atan2((1 - alphas).sqrt(), alphas.sqrt())
         self.register_buffer("grid", grid, persistent=False)
@@ -111,11 +122,13 @@ class DistillationLoss(DenoisingLoss):
         self, batch: dict[str, Tensor], conditions: Conditions, noisy: Tensor, place: Tensor
     ) -> Tensor:
         """The v that leads to where the target arrives from one teacher step further on."""
-        end = (place // SEGMENT + 1) * SEGMENT
         v = self.teacher_v(batch, conditions, noisy, place)
+        if self.segment == 1:
+            return v
+        end = (place // self.segment + 1) * self.segment
         further = ddim_step(noisy, v, self.angles[place] - self.angles[place + 1])
         # Where that step is the segment's last one, `further` is the end itself: a turn by zero.
-        there = (place + 1).clamp(max=TEACHER_STEPS - 1)
+        there = (place + 1).clamp(max=self.teaching.steps - 1)
         v = self.predict_v(self.target, batch, conditions, further, there)
         arrived = ddim_step(further, v, self.angles[place + 1] - self.angles[end])
         return v_that_reaches(arrived, noisy, self.angles[place] - self.angles[end])
@@ -141,7 +154,7 @@ class DistillationLoss(DenoisingLoss):
         """The teacher's v, with its guidance, which so becomes part of the student."""
         teacher = self.teacher[0].to(noisy.device)
         v = torch.zeros_like(noisy)
-        for branch in guidance_branches(*self.guidance):
+        for branch in guidance_branches(self.teaching.guidance, self.teaching.audio_guidance):
             seen = without(conditions, reference=not branch.reference, audio=not branch.audio)
             v += branch.weight * self.predict_v(teacher, batch, seen, noisy, place)
         return v
@@ -153,8 +166,8 @@ class DistillationLoss(DenoisingLoss):
         motion, clean = latents.split([self.config.motion_frames, self.config.clip_frames], 1)
         z = self._noise(batch["seed"], clean)
         conditions = self._conditions(batch, z, motion)
-        stride = 1 if teacher else SEGMENT
-        for first in range(0, TEACHER_STEPS, stride):
+        stride = 1 if teacher else self.segment
+        for first in range(0, self.teaching.steps, stride):
             place = torch.full((len(z),), first, device=z.device)
             if teacher:
                 v = self.teacher_v(batch, conditions, z, place)
@@ -165,7 +178,8 @@ class DistillationLoss(DenoisingLoss):
 
     def _places(self, seeds: Tensor) -> Tensor:
         """[B]: places on the teacher's grid, uniform."""
-        places = [derive_seed(seed, "place") % TEACHER_STEPS for seed in seeds.tolist()]
+        count = self.teaching.steps
+        places = [derive_seed(seed, "place") % count for seed in seeds.tolist()]
         return torch.tensor(places, device=self.grid.device)
 
     def _noisy(self, clean: Tensor, noise: Tensor, place: Tensor) -> Tensor:
@@ -203,13 +217,13 @@ class DistillationTask(DenoisingTask):
         samples: ClipSamples,
         validation: ClipSamples | None,
         inits: list[Path],
-        guidance: Guidance | None = None,
+        teaching: Teaching | None = None,
     ) -> None:
         diffusion = model.config.diffusion
-        guidance = guidance or Guidance(diffusion.guidance, diffusion.audio_guidance)
+        teaching = teaching or Teaching(diffusion.guidance, diffusion.audio_guidance)
         model.config = dataclasses.replace(model.config, diffusion=distilled(diffusion))
         super().__init__(model, stage, options, samples, validation, inits)
-        self.module = DistillationLoss(model, options, guidance)
+        self.module = DistillationLoss(model, options, teaching)
         self.teachers: Tensor | None = None  # what the teacher made of the compared clips
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:

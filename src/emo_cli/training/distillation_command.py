@@ -42,6 +42,9 @@ def distill_command(
         float | None,
         typer.Option(min=0, help="Of the sound alone. [--guidance, else the preset's]"),
     ] = None,
+    teacher_steps: Annotated[
+        int, typer.Option(min=4, help="Of the teacher; 4: the student learns its guidance alone.")
+    ] = 40,
     steps: Steps = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Clips per step.")] = None,
     lr: LearningRate = None,
@@ -54,14 +57,15 @@ def distill_command(
     threads: Threads = None,
     preview: Preview = True,
 ) -> None:
-    """Teach a model to do with 4 unguided steps what it does with 40."""
+    """Teach a model to do with 4 unguided steps what it does with more."""
     from emo_cli.presets import PRESETS
-    from emo_cli.training.distillation import Guidance
+    from emo_cli.training.distillation import Teaching, check_teacher_steps
     from emo_cli.training.stages import RunOptions, stage_row, with_options
     from emo_cli.training.variation import AS_IT_IS
 
     check_preset(model)
     check_precision_of_stage(precision)
+    check_teacher_steps(teacher_steps)
     stage = with_options(stage_row("distill", model), steps=steps, batch=batch, lr=lr)
     options = RunOptions(
         out=out,
@@ -76,5 +80,6 @@ def distill_command(
     usual = PRESETS[model].diffusion
     reference = usual.guidance if guidance is None else guidance
     audio = audio_guidance if audio_guidance is not None else guidance
-    taught = Guidance(reference, usual.audio_guidance if audio is None else audio)
-    typer.echo(run_stage(stage, options, model, sources, preview=preview, guidance=taught))
+    heard = usual.audio_guidance if audio is None else audio
+    teaching = Teaching(reference, heard, teacher_steps)
+    typer.echo(run_stage(stage, options, model, sources, preview=preview, teaching=teaching))
