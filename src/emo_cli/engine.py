@@ -30,11 +30,10 @@ from emo_cli.device import (
     keep_freed_memory,
     out_of_memory_hint,
 )
-from emo_cli.errors import EmoError
 from emo_cli.frames import Clip, MadeClip, start_decoding
 from emo_cli.model.backbone import VideoState
 from emo_cli.model.emo_model import EmoModel
-from emo_cli.model.load import load_model, model_digest, model_folder
+from emo_cli.model.load import load_model, model_digest, model_folder, training_note
 from emo_cli.portrait import Portrait, prepare_portrait
 from emo_cli.quality import Sampling, resolve
 from emo_cli.sampler import (
@@ -45,8 +44,6 @@ from emo_cli.sampler import (
     denoise,
     guidance_branches,
 )
-
-STAGES = ("image", "video", "speed")  # a model that speaks has gone through these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +93,7 @@ class Engine:
             loaded = load_model(self.folder, device="cpu" if low_vram else to_device, dtype=numbers)
         self._set_up(loaded, to_device, numbers, compiled=compiled, low_vram=low_vram)
         self.digest = model_digest(self.folder)
-        self.note = _training_note(self.config, allow_untrained)
+        self.note = training_note(self.config, allow_untrained)
 
     @classmethod
     def of_model(
@@ -303,22 +300,3 @@ class Engine:
                 latents[0, :num_frames].to(self.dtype),
                 slice_size=1 if self.low_vram else None,
             )
-
-
-def _training_note(config: ModelConfig, allow_untrained: bool) -> str:
-    """One line about an unfinished model, or nothing.
-
-    Raises: EmoError when stages are missing: their output would look finished and be noise.
-    """
-    if config.untrained:
-        return (
-            f"the model '{config.name}' is not fully trained yet: expect a rough picture "
-            f"(done: {', '.join(config.trained_stages) or 'nothing'})"
-        )
-    missing = [stage for stage in STAGES if stage not in config.trained_stages]
-    if missing and not allow_untrained:
-        raise EmoError(
-            f"the model '{config.name}' has not gone through the stage '{missing[0]}'",
-            f"Train it: emo train {missing[0]} --init MODEL --data DATASET --out RUN",
-        )
-    return ""

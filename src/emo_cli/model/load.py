@@ -18,6 +18,7 @@ from emo_cli.model.emo_model import PARTS, EmoModel, key_in_file, part_of
 
 SUMS = "SHA256SUMS"
 EMBEDDED = Path(__file__).parent.parent / "mini"
+SPEAKING_STAGES = ("image", "video", "speed")  # a model that speaks has gone through these
 
 
 def model_folder(name: str | Path) -> Path:
@@ -215,3 +216,22 @@ def _read_part(file: Path, part: str, sums: dict[str, str]) -> dict[str, Tensor]
 def parameters_of(module: nn.Module) -> int:
     """How many numbers a module holds."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def training_note(config: ModelConfig, allow_untrained: bool) -> str:
+    """One line about an unfinished model, or nothing.
+
+    Raises: EmoError when stages are missing: their output would look finished and be noise.
+    """
+    if config.untrained:
+        return (
+            f"the model '{config.name}' is not fully trained yet: expect a rough picture "
+            f"(done: {', '.join(config.trained_stages) or 'nothing'})"
+        )
+    missing = [stage for stage in SPEAKING_STAGES if stage not in config.trained_stages]
+    if missing and not allow_untrained:
+        raise EmoError(
+            f"the model '{config.name}' has not gone through the stage '{missing[0]}'",
+            f"Train it: emo train {missing[0]} --init MODEL --data DATASET --out RUN",
+        )
+    return ""

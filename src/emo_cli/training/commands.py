@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -24,6 +24,9 @@ from emo_cli.training.options import (
 )
 from emo_cli.training.pack import pack_command
 from emo_cli.training.prepare_command import prepare_command
+
+if TYPE_CHECKING:
+    from emo_cli.training.loop import Task
 
 app = typer.Typer(no_args_is_help=True, help="Train a model, or a part of one, on your own data.")
 app.command("prepare")(prepare_command)
@@ -55,35 +58,16 @@ def autoencoder(
     threads: Threads = None,
 ) -> None:
     """Train mini's autoencoder (pictures to latents and back)."""
-    import torch
-    from accelerate import PartialState
-
     from emo_cli.presets import MINI
-    from emo_cli.training import loop
     from emo_cli.training.autoencoder_stage import AutoencoderTask
     from emo_cli.training.pictures import open_picture_cache
-    from emo_cli.training.stages import STAGES, RunOptions, with_options
 
-    check_precision_of_part(precision)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    stage = with_options(STAGES["autoencoder"], steps=steps, batch=batch, lr=lr)
-    options = RunOptions(
-        out=out,
-        seed=seed,
-        device=device,
-        precision=precision,  # type: ignore[arg-type]
-        threads=threads,
-    )
-    process = PartialState(cpu=device == "cpu")  # one of several under `accelerate launch`
-    with process.main_process_first():
+    def task() -> tuple[AutoencoderTask, dict[str, Any]]:
         cache = open_picture_cache(pictures, out / "cache", note)
-    task = AutoencoderTask(MINI.autoencoder, cache, seed)
-    data = {"pictures": cache.digest}
-    with step_progress(stage.name, stage.steps, shown=process.is_main_process) as report:
-        folder = loop.train(task, stage, options, fingerprint=data, report=report)
-    if process.is_main_process:
-        typer.echo(folder / "autoencoder.safetensors")
+        return AutoencoderTask(MINI.autoencoder, cache, seed), {"pictures": cache.digest}
+
+    numbers = Numbers(steps, batch, lr)
+    _train_part("autoencoder", "autoencoder", task, numbers, out, seed, device, precision, threads)
 
 
 @app.command()
@@ -124,37 +108,18 @@ def audio(
     threads: Threads = None,
 ) -> None:
     """Train mini's audio encoder: it learns to hear what moves lips."""
-    import torch
-    from accelerate import PartialState
-
     from emo_cli.presets import MINI
-    from emo_cli.training import loop
     from emo_cli.training.audio_data import open_sound_cache
     from emo_cli.training.audio_stage import TEACHER_LAYERS, AudioTask
-    from emo_cli.training.stages import STAGES, RunOptions, with_options
     from emo_cli.training.teacher import load_teacher
 
-    check_precision_of_part(precision)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    stage = with_options(STAGES["audio"], steps=steps, batch=batch, lr=lr)
-    options = RunOptions(
-        out=out,
-        seed=seed,
-        device=device,
-        precision=precision,  # type: ignore[arg-type]
-        threads=threads,
-    )
-    process = PartialState(cpu=device == "cpu")  # one of several under `accelerate launch`
-    with process.main_process_first():
+    def task() -> tuple[AudioTask, dict[str, Any]]:
         folder = cache or out / "cache"
         stored = open_sound_cache(sounds, folder, load_teacher(teacher), TEACHER_LAYERS, note)
-    task = AudioTask(MINI.audio, stored, seed)
-    data = {"sounds": stored.digest}
-    with step_progress(stage.name, stage.steps, shown=process.is_main_process) as report:
-        result = loop.train(task, stage, options, fingerprint=data, report=report)
-    if process.is_main_process:
-        typer.echo(result / "audio_encoder.safetensors")
+        return AudioTask(MINI.audio, stored, seed), {"sounds": stored.digest}
+
+    numbers = Numbers(steps, batch, lr)
+    _train_part("audio", "audio_encoder", task, numbers, out, seed, device, precision, threads)
 
 
 @app.command()
@@ -170,19 +135,49 @@ def sync(
     threads: Threads = None,
 ) -> None:
     """Train SyncNet-mini, by which `emo eval` judges lip sync."""
+    from emo_cli.presets import MINI
+    from emo_cli.training.sync_data import read_spoken_clips
+    from emo_cli.training.sync_stage import SyncTask
+
+    def task() -> tuple[SyncTask, dict[str, Any]]:
+        clips = read_spoken_clips(data, "train", MINI.picture_size, note)
+        held_out = read_spoken_clips(data, "val", MINI.picture_size, note)
+        return SyncTask(clips, held_out, seed), {"data": clips.digest}
+
+    numbers = Numbers(steps, batch, lr)
+    _train_part("sync", "syncnet_mini", task, numbers, out, seed, device, precision, threads)
+
+
+class Numbers(NamedTuple):
+    """The user's in place of a stage's; None: as the stage has them."""
+
+    steps: int | None
+    batch: int | None
+    lr: float | None
+
+
+def _train_part(
+    name: str,
+    part: str,
+    build: Callable[[], tuple[Task, dict[str, Any]]],
+    numbers: Numbers,
+    out: Path,
+    seed: int,
+    device: str,
+    precision: str,
+    threads: int | None,
+) -> None:
+    """One of mini's small networks through the loop; `build`: its task and what it learns from."""
     import torch
     from accelerate import PartialState
 
-    from emo_cli.presets import MINI
     from emo_cli.training import loop
     from emo_cli.training.stages import STAGES, RunOptions, with_options
-    from emo_cli.training.sync_data import read_spoken_clips
-    from emo_cli.training.sync_stage import SyncTask
 
     check_precision_of_part(precision)
     if threads is not None:
         torch.set_num_threads(threads)
-    stage = with_options(STAGES["sync"], steps=steps, batch=batch, lr=lr)
+    stage = with_options(STAGES[name], **numbers._asdict())
     options = RunOptions(
         out=out,
         seed=seed,
@@ -191,14 +186,12 @@ def sync(
         threads=threads,
     )
     process = PartialState(cpu=device == "cpu")  # one of several under `accelerate launch`
-    clips = read_spoken_clips(data, "train", MINI.picture_size, note)
-    held_out = read_spoken_clips(data, "val", MINI.picture_size, note)
-    task = SyncTask(clips, held_out, seed)
-    fingerprint = {"data": clips.digest}
+    with process.main_process_first():
+        task, data = build()
     with step_progress(stage.name, stage.steps, shown=process.is_main_process) as report:
-        result = loop.train(task, stage, options, fingerprint=fingerprint, report=report)
+        folder = loop.train(task, stage, options, fingerprint=data, report=report)
     if process.is_main_process:
-        typer.echo(result / "syncnet_mini.safetensors")
+        typer.echo(folder / f"{part}.safetensors")
 
 
 @contextlib.contextmanager
