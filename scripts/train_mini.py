@@ -26,7 +26,8 @@ LARGE_PAGES = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:"
     "glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456"
 }
-WHOLE = ("--steps", "120", "--batch", "4", "--lr", "2e-4")
+WHOLE = ("--steps", "570", "--batch", "4", "--lr", "3e-4")
+GUIDANCE = ("--teacher-steps", "4", "--steps", "300")  # learnt, and so free of charge
 TINY_TRAIN = ("--steps", "2", "--batch", "2")
 TINY_FILES = 3  # of each kind, one of them held out for validation
 
@@ -128,11 +129,13 @@ def datasets(options: argparse.Namespace) -> list[Path]:
 
 
 def stage_steps(options: argparse.Namespace) -> list[Step]:
-    """The paper's three stages, and the model folder."""
+    """The paper's three stages, the guidance learnt in, and the model folder."""
     out, tiny = options.out, TINY_TRAIN if options.tiny else ()
     data = repeated("--data", datasets(options))
-    how = ("--device", options.device, "--precision", options.precision, "--varied-references")
+    on = ("--device", options.device, "--precision", options.precision)
+    how = (*on, "--varied-references")
     window = ("--window", str(options.window)) if options.window else ()
+    taught = (*data, "--init", str(out / "whole/model"), "--out", str(out / "distill"))
 
     def stage(stage: str, inits: list[Path], *more: str, name: str | None = None) -> Step:
         run = ("--out", str(out / (name or stage)))
@@ -144,7 +147,8 @@ def stage_steps(options: argparse.Namespace) -> list[Step]:
         stage("speed", [out / "video/model"], *window),
         # Four times as dear: what lies beyond the windows.
         stage("video", [out / "speed/model"], *WHOLE, name="whole"),
-        emo("pack", str(out / "whole"), "--out", str(out / "mini")),
+        emo("distill", *taught, *on, *window, *GUIDANCE, *tiny),
+        emo("pack", str(out / "distill"), "--out", str(out / "mini")),
     ]
 
 
