@@ -116,13 +116,15 @@ def test_the_report_has_what_the_quality_meant(small_model, portrait, speech, tm
     out = tmp_path / "a.mp4"
     command = ["generate", str(portrait), str(speech), "-o", str(out), "--model", str(small_model)]
     command += ["--face-region", "100,50,400,450", "--duration", "0.5", "--device", "cpu"]
-    command += ["--quality", "balanced", "--steps", "3", "--guidance-interval", "100,900", "--json"]
+    command += ["--quality", "balanced", "--steps", "5", "--guidance-interval", "100,900", "--json"]
+    command += ["--guidance", "1.5"]
     assert cli.run(command) == 0
     options = json.loads(capsys.readouterr().out)["options"]
     expected = dataclasses.asdict(TABLE["mini", "balanced"])
     assert options["quality"] == "balanced"
     assert {name: options[name] for name in expected} == expected | {
-        "steps": 3,
+        "steps": 5,
+        "guidance": 1.5,
         "guidance_interval": [100, 900],
     }
     assert json.loads(out.with_suffix(".json").read_text())["options"] == options
