@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from emo_cli.quality import check_options, parse_interval
 from emo_cli.training.commands import app as train_app
 
 if TYPE_CHECKING:
+    from emo_cli.engine import Engine
     from emo_cli.generate import Request
 
 DEFAULTS = GenerateOptions()
@@ -232,12 +234,23 @@ def _outputs(portrait: Path, audio: list[Path], out: Path | None) -> list[Path]:
     return [out]
 
 
+def _load(model: str, how: dict[str, Any]) -> Engine:
+    """The engine. Imports leave a lot that stays: to look for garbage in it costs half a second."""
+    gc.disable()
+    try:
+        from emo_cli.engine import Engine
+
+        return Engine(model, **how)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def _generate(requests: list[Request], *, model: str, how: dict[str, Any], as_json: bool) -> None:
     """All videos with one loaded engine; one that fails does not stop the others."""
-    from emo_cli.engine import Engine
+    engine = _load(model, how)  # first: what it imports, all need
     from emo_cli.generate import make_video
 
-    engine = Engine(model, **how)
     if engine.note:
         console.note(engine.note)
     failed = 0
