@@ -14,7 +14,7 @@ READY := .venv/.ready
 .DELETE_ON_ERROR:
 
 demo: $(READY)
-	$(BIN)/emo generate examples/portrait.jpg examples/speech.wav -o demo.mp4 --overwrite
+	$(BIN)/emo generate examples/nobody.jpg examples/speech.wav -o demo.mp4 --overwrite
 
 test: $(READY)
 	$(BIN)/python -m pytest $(TESTS)

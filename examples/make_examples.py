@@ -7,7 +7,7 @@
 
 The speech is flite's. The song is the same voice, moved to the notes: WORLD takes the sound
 apart into pitch, spectrum and breath, the vowels are stretched to the beat, and the pitch becomes
-the melody's. Sources and licences are in NOTICE.
+the melody's. nobody.jpg is a generated face, as it came. Sources and licences are in NOTICE.
 """
 
 from __future__ import annotations
