@@ -33,7 +33,7 @@ def clip_phases(engine: Engine, video: Video) -> dict[str, Phase]:
     planned = list(plan(video.num_frames, config.clip_frames))[-1]
     size, channels = config.latent_size, config.autoencoder.latent_channels
     shape = (1, config.clip_frames, channels, size, size)
-    noise = clip_noise(shape, clip_generator(0, 0), 0.0, torch.float32).to(device)
+    noise = clip_noise(shape, clip_generator(0, 0), 0.0).to(device)
     motion = noise[:, -config.motion_frames :]
 
     def prepare() -> Any:

@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PORTRAITS = ("london", "canada", "faker")
-PUPPET_SETS = 5  # stages draw from each dataset equally often: one window in six is of real video
+PUPPET_SETS = 4  # stages draw from each dataset equally often: one window in five is of real video
 # glibc asks for large pages and keeps what it has: a training step on a CPU takes a fifth less.
 LARGE_PAGES = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:"
     "glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456"
 }
-WHOLE = ("--steps", "570", "--batch", "4", "--lr", "3e-4")
-GUIDANCE = ("--teacher-steps", "4", "--steps", "300")  # learnt, and so free of charge
+WHOLE = ("--steps", "1130", "--batch", "4", "--lr", "3e-4")
+GUIDANCE = ("--teacher-steps", "8", "--steps", "300")  # learnt, and so free of charge
 TINY_TRAIN = ("--steps", "2", "--batch", "2")
 TINY_FILES = 3  # of each kind, one of them held out for validation
 
@@ -71,7 +71,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--window", type=int, default=16, help="train on squares at the face; 0: whole pictures"
     )
-    parser.add_argument("--puppets", type=int, default=1400)
+    parser.add_argument("--puppets", type=int, default=1200)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     return parser.parse_args()

@@ -25,6 +25,7 @@ from emo_cli.model.spatial import BackboneTransformer
 from emo_cli.model.speed import SpeedEncoder
 from emo_cli.model.temporal import TemporalModule, TemporalState
 from emo_cli.presets import FULL
+from emo_cli.sampler import build_scheduler
 
 
 def sd_unet(widths=SMALL_UNET.widths, heads=2, groups=8, context=20):
@@ -242,6 +243,27 @@ def test_zero_maps_of_a_first_clip_have_the_shapes_of_motion_features(networks):
     zero = backbone.zero_motion(1, config.latent_size, like=c["latents"])
     assert [z.shape for z in zero] == [m.shape for m in motion]
     assert all(not z.any() for z in zero)
+
+
+@torch.no_grad()
+def test_the_gate_leads_to_the_portrait_where_it_is_open_and_nowhere_else():
+    backbone = randomised(Backbone(SMALL_MINI), 0)
+    reference_net = randomised(ReferenceNet(SMALL_MINI.unet, 16), 1)
+    c = conditions(backbone, SMALL_MINI)
+    backbone.conv_out.weight[-1] = 0
+    backbone.conv_out.bias[-1] = 40
+    scheduler = build_scheduler(SMALL_MINI.diffusion, "ddim", 4)
+    latents = c["latents"]
+    for step in scheduler.timesteps:
+        v = run(backbone, reference_net, c | {"latents": latents}, int(step))
+        latents = scheduler.step(v, step, latents).prev_sample
+    portrait = c["portrait"][:, None].expand_as(latents)
+    torch.testing.assert_close(latents, portrait, atol=1e-4, rtol=1e-4)
+
+    backbone.conv_out.bias[-1] = -40
+    shut = run(backbone, reference_net, c)
+    backbone.copy = None
+    torch.testing.assert_close(shut, run(backbone, reference_net, c)[:, :, :-1])
 
 
 def test_a_single_picture_needs_no_temporal_layers(networks):

@@ -20,7 +20,7 @@ from emo_cli.picture import read_picture
 from emo_cli.training.dataset import ClipDataset, Needs
 from emo_cli.training.draws import Draw
 from emo_cli.training.puppets import visemes
-from emo_cli.training.puppets.clip import exact_labels, make_clip, make_plan, quiet_frames
+from emo_cli.training.puppets.clip import exact_labels, make_clip, make_plan
 from emo_cli.training.puppets.driver import Driver, driver_of_points
 from emo_cli.training.puppets.ict import read_face_shapes
 from emo_cli.training.puppets.mesh import (
@@ -39,6 +39,7 @@ from emo_cli.training.puppets.motion import make_motion, rest
 from emo_cli.training.puppets.pose import make_pose
 from emo_cli.training.puppets.raster import rasterise
 from emo_cli.training.puppets.render import render
+from emo_cli.training.puppets.sound import as_recorded, quiet_frames, with_quiet_ends
 from emo_cli.training.puppets.still import Still, make_still
 from emo_cli.training.puppets.write import Puppets, missing_jobs, plan_jobs, write_puppets
 from emo_cli.training.samples import encode_frames
@@ -105,14 +106,15 @@ def test_motion_is_a_function_of_its_seed() -> None:
     assert not np.array_equal(first.turns, other.turns)
 
 
-def test_people_blink_where_their_speech_pauses_and_seldom_elsewhere() -> None:
+def test_people_blink_where_their_speech_pauses_and_nowhere_else() -> None:
     pauses = np.zeros(100, bool)
-    pauses[:10] = pauses[60:75] = True
-    blinks = [make_motion(100, 0.2, seed, pauses=pauses).blink for seed in range(50)]
-    begun = [np.flatnonzero(np.diff(blink, prepend=0) > 0.3)[::2] for blink in blinks]
-    assert sum(60 in at for at in begun) > 35
-    assert sum(len(at) for at in begun) < 100
-    assert all((np.diff(at) >= 20).all() for at in begun)
+    pauses[:10] = pauses[40:44] = pauses[60:70] = pauses[72:80] = True
+    blink = make_motion(100, 0.2, seed=0, pauses=pauses).blink
+    shut = np.flatnonzero(blink > 0.9)
+    assert shut.tolist() == [
+        63,
+        64,
+    ]  # not at the start, nor in a short pause, nor again at once
 
 
 def test_speech_pauses_where_its_sound_is_quiet() -> None:
@@ -121,6 +123,28 @@ def test_speech_pauses_where_its_sound_is_quiet() -> None:
     quiet = quiet_frames(sound.astype(np.float32))
     assert quiet[:8].all() and quiet[32:].all()
     assert not quiet[9:31].any()
+
+
+def test_synthesised_speech_has_quiet_around_it_where_the_mouth_is_shut() -> None:
+    moves, sound = np.ones((20, NUM_POINTS, 3), np.float32), np.ones(20 * 640, np.float32)
+    lengths = set()
+    for seed in range(8):
+        driver, heard = with_quiet_ends(Driver(moves=moves), sound, seed)
+        assert len(heard) == driver.num_frames * 640
+        loud = heard.reshape(-1, 640).all(1)
+        assert loud.sum() == 20 and (driver.moves.all((1, 2)) == loud).all()
+        assert 10 <= np.argmax(loud[::-1]) <= 35
+        lengths.add(len(loud))
+    assert len(lengths) > 3
+
+
+def test_some_sounds_are_recorded_with_music_or_noise() -> None:
+    sound = np.random.default_rng(0).normal(size=16000).astype(np.float32)
+    heard = [as_recorded(sound, seed) for seed in range(40)]
+    assert 8 < sum(np.array_equal(each, sound) for each in heard) < 25
+    for each in heard:  # what is added is never louder than the voice
+        assert np.square(each - sound).mean() < 1.01 * np.square(sound).mean()
+    assert np.array_equal(heard[0], as_recorded(sound, 0))
 
 
 def test_an_unmoved_puppet_is_its_still(as_found: Still) -> None:

@@ -112,7 +112,7 @@ def test_guidance_runs_its_branches_as_one_batch():
 
 def test_noise_is_a_function_of_seed_and_clip():
     def draw(seed, clip):
-        return clip_noise(SHAPE, clip_generator(seed, clip), 0.5, torch.float32)
+        return clip_noise(SHAPE, clip_generator(seed, clip), 0.5)
 
     assert torch.equal(draw(0, 3), draw(0, 3))
     assert not torch.equal(draw(0, 3), draw(0, 4))
@@ -121,11 +121,18 @@ def test_noise_is_a_function_of_seed_and_clip():
 
 @pytest.mark.parametrize("shared", [0.0, 0.5, 0.9])
 def test_frames_share_the_stated_part_of_unit_noise(shared):
-    noise = clip_noise((1, 12, 16, 64, 64), clip_generator(0, 0), shared, torch.float32)[0]
+    noise = clip_noise((1, 12, 16, 64, 64), clip_generator(0, 0), shared)[0]
     frames = noise.flatten(1)
     assert frames.var().item() == pytest.approx(1, abs=0.02)
     correlation = torch.corrcoef(frames)[0, 1:].mean().item()
     assert correlation == pytest.approx(shared, abs=0.02)
+
+
+def test_a_lower_temperature_is_the_same_noise_with_less_spread():
+    def draw(temperature):
+        return clip_noise(SHAPE, clip_generator(0, 0), 0.5, temperature)
+
+    assert torch.equal(draw(0.5), 0.5 * draw(1.0))
 
 
 # ------------------------------------------------------------ guidance interval, rescale, cache

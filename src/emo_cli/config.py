@@ -39,6 +39,7 @@ class UNetConfig:
     time_width: int
     reference_time: bool  # ReferenceNet keeps SD's time embedding, at timestep 0
     concatenate_reference: bool  # reference latent beside the noisy latents at the input
+    copy_reference: bool  # a gate at the output takes still places from the reference latent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,7 @@ class DiffusionConfig:
     zero_terminal_snr: bool
     spacing: Literal["leading", "trailing"]
     shared_noise: float  # share of the noise variance common to all frames of a clip
+    temperature: float  # std of the noise that sampling starts from; below 1: calmer, clearer
     solver: Solver
     steps: int
     guidance: float

@@ -37,6 +37,7 @@ FULL = ModelConfig(
         time_width=1280,
         reference_time=True,
         concatenate_reference=False,
+        copy_reference=False,
     ),
     autoencoder=AutoencoderConfig(
         kind="kl",
@@ -83,6 +84,7 @@ FULL = ModelConfig(
         zero_terminal_snr=False,
         spacing="leading",
         shared_noise=0.0,
+        temperature=1.0,
         solver="ddim",
         steps=40,
         guidance=3.5,
@@ -112,6 +114,7 @@ MINI = dataclasses.replace(
         time_width=256,
         reference_time=False,
         concatenate_reference=True,
+        copy_reference=True,
     ),
     autoencoder=AutoencoderConfig(
         kind="patch",
@@ -143,7 +146,7 @@ MINI = dataclasses.replace(
         num_tokens=5,
         token_width=128,
     ),
-    speed=dataclasses.replace(FULL.speed, width=64, usual=0.1, gain=0.08),
+    speed=dataclasses.replace(FULL.speed, width=64, usual=0.1, gain=0.15),
     diffusion=DiffusionConfig(
         prediction="v_prediction",
         beta_schedule="scaled_linear",
@@ -152,6 +155,7 @@ MINI = dataclasses.replace(
         zero_terminal_snr=True,
         spacing="trailing",
         shared_noise=0.5,
+        temperature=0.85,
         solver="ddim",
         steps=4,
         guidance=1.0,

@@ -133,14 +133,17 @@ def clip_generator(seed: int, clip_index: int) -> torch.Generator:
 
 
 def clip_noise(
-    shape: tuple[int, ...], generator: torch.Generator, shared: float, dtype: torch.dtype
+    shape: tuple[int, ...], generator: torch.Generator, shared: float, temperature: float = 1.0
 ) -> Tensor:
-    """Unit noise [1, F, C, H, W]; a share of its variance is common to all frames of the clip."""
-    own = torch.randn(shape, generator=generator, dtype=torch.float32)
-    if shared == 0:
-        return own.to(dtype)
-    common = torch.randn((shape[0], 1, *shape[2:]), generator=generator, dtype=torch.float32)
-    return (shared**0.5 * common + (1 - shared) ** 0.5 * own).to(dtype)
+    """Noise [1, F, C, H, W] of std `temperature`, fp32.
+
+    A share of its variance is common to all frames of the clip.
+    """
+    noise = torch.randn(shape, generator=generator)
+    if shared:
+        common = torch.randn((shape[0], 1, *shape[2:]), generator=generator)
+        noise = shared**0.5 * common + (1 - shared) ** 0.5 * noise
+    return temperature * noise
 
 
 class Predictor(Protocol):

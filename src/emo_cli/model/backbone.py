@@ -9,13 +9,14 @@ H W latent size, N = H*W tokens, S picture size, A audio tokens.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emo_cli.config import ModelConfig
+from emo_cli.config import DiffusionConfig, ModelConfig
 from emo_cli.model.audio_layers import AudioProjector
 from emo_cli.model.face_locator import FaceLocator
 from emo_cli.model.layers import Folded, GroupNorm, fold_frames, unfold_frames
@@ -24,6 +25,9 @@ from emo_cli.model.spatial import BackboneBlock, BackboneTransformer, KeysValues
 from emo_cli.model.speed import SpeedEncoder
 from emo_cli.model.temporal import TemporalModule, TemporalState
 from emo_cli.model.unet import MIDDLE, Layers, UNet, Visit
+from emo_cli.sampler import TRAIN_STEPS, build_scheduler
+
+GATE_SCALE = 8.0  # a gate learns slowly at a learning rate that suits the rest
 
 
 class VideoState(NamedTuple):
@@ -63,14 +67,18 @@ class Backbone(UNet):
         inputs = channels * (2 if unet.concatenate_reference else 1)
         super().__init__(unet, inputs, layers, has_time=True)
         self.conv_norm_out = GroupNorm(unet.norm_groups, unet.widths[0], eps=1e-5)
-        self.conv_out = nn.Conv2d(unet.widths[0], channels, 3, padding=1)
+        # The last output channel is the gate that copies the portrait.
+        outputs = channels + (1 if unet.copy_reference else 0)
+        self.conv_out = nn.Conv2d(unet.widths[0], outputs, 3, padding=1)
         self.face_locator = FaceLocator(
             config.face_locator_widths, channels, config.autoencoder.factor
         )
         self.audio_projector = AudioProjector(config.audio, config.window)
         self.speed_encoder = SpeedEncoder(config.speed, config.window)
         self.motion_frames = config.motion_frames
+        self.takes_portrait = unet.concatenate_reference or unet.copy_reference
         self.concatenate_reference = unet.concatenate_reference
+        self.copy = CopyGate(config.diffusion) if unet.copy_reference else None
         for place, spatial in enumerate(self.spatial_layers()):
             spatial.place = place
         for place, temporal in enumerate(self.temporal_layers()):
@@ -101,7 +109,7 @@ class Backbone(UNet):
             layer.reference_keys_values(x) for layer, x in zip(layers, reference, strict=True)
         ]
         face = self.face_locator(face_region)
-        return VideoState(keys_values, face, portrait if self.concatenate_reference else None)
+        return VideoState(keys_values, face, portrait if self.takes_portrait else None)
 
     def prepare_clip(self, audio: Tensor, motion: list[Tensor], speed: Tensor) -> ClipState:
         """Project what sound, motion frames and speed give.
@@ -141,7 +149,8 @@ class Backbone(UNet):
     ) -> Tensor:
         """Noisy latents [B, F, C, H, W] at timesteps [B] -> predicted noise, or v, same shape."""
         x, time = self._enter(latents, timesteps, video)
-        return self._leave(self.walk(x, time, self._visit(video, clip)), latents.shape[1])
+        x = self.walk(x, time, self._visit(video, clip))
+        return self._leave(x, latents, timesteps, video)
 
     def forward_keeping(
         self, latents: Tensor, timesteps: Tensor, video: VideoState, clip: ClipState, layers: int
@@ -149,7 +158,7 @@ class Backbone(UNet):
         """`forward`, and the deep feature [B*F, C', H, W] for `forward_reusing`."""
         x, time = self._enter(latents, timesteps, video)
         x, deep = self.walk_keeping(x, time, self._visit(video, clip), layers=layers)
-        return self._leave(x, latents.shape[1]), deep
+        return self._leave(x, latents, timesteps, video), deep
 
     def forward_reusing(
         self,
@@ -163,14 +172,14 @@ class Backbone(UNet):
         """`forward` with the deep feature of a neighbouring step; 1 <= `layers`, as kept."""
         x, time = self._enter(latents, timesteps, video)
         x = self.walk_reusing(x, time, self._visit(video, clip), deep, layers=layers)
-        return self._leave(x, latents.shape[1])
+        return self._leave(x, latents, timesteps, video)
 
     def _enter(
         self, latents: Tensor, timesteps: Tensor, video: VideoState
     ) -> tuple[Tensor, Tensor]:
         """What the walk takes: maps [B*F, C', H, W] and time [B*F, T]."""
         x = latents + video.face[:, None]
-        if video.portrait is not None:
+        if self.concatenate_reference and video.portrait is not None:
             x = torch.cat([x, video.portrait[:, None].expand_as(latents)], 2)
         x = fold_frames(x).contiguous(memory_format=torch.channels_last)
         return x, self.time_embedding(timesteps).repeat_interleave(latents.shape[1], 0)
@@ -186,9 +195,43 @@ class Backbone(UNet):
 
         return Visit(spatial, over_time)
 
-    def _leave(self, x: Tensor, frames: int) -> Tensor:
+    def _leave(self, x: Tensor, latents: Tensor, timesteps: Tensor, video: VideoState) -> Tensor:
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
-        return unfold_frames(x, frames)
+        x = unfold_frames(x, latents.shape[1])
+        if self.copy is None:
+            return x
+        assert video.portrait is not None  # prepare_video keeps it
+        return self.copy(x, latents, timesteps, video.portrait[:, None])
+
+
+class CopyGate(nn.Module):
+    """Where nothing moves, a video shows its portrait: a small network need not draw it anew.
+
+    Not EMO's: `mini` is too small to take all the noise from 16 channels, and what it leaves crawls
+    in still backgrounds and changes with every clip.
+    """
+
+    def __init__(self, diffusion: DiffusionConfig) -> None:
+        super().__init__()
+        if diffusion.prediction != "v_prediction":
+            raise ValueError("only v-prediction can copy the portrait")
+        self.diffusion = diffusion
+
+    def forward(self, x: Tensor, latents: Tensor, timesteps: Tensor, portrait: Tensor) -> Tensor:
+        """v [B, F, C, H, W] of a Backbone's v and gate [B, F, C + 1, H, W].
+
+        latents: the noisy ones [B, F, C, H, W] at timesteps [B]; portrait [B, 1, C, H, W].
+        """
+        v, gate = x[:, :, :-1].float(), (GATE_SCALE * x[:, :, -1:].float()).sigmoid()
+        alpha = _alphas(self.diffusion).to(timesteps.device)[timesteps.long()]
+        alpha = alpha.view(-1, 1, 1, 1, 1)
+        copied = (alpha.sqrt() * latents - portrait) / (1 - alpha).sqrt()  # leads to the portrait
+        return torch.lerp(v, copied, gate).to(x.dtype)
+
+
+@functools.cache
+def _alphas(diffusion: DiffusionConfig) -> Tensor:
+    return build_scheduler(diffusion, "ddim", TRAIN_STEPS).alphas_cumprod
 
 
 def _spatial(config: ModelConfig, level: int) -> nn.Module | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,7 @@ from emo_cli.training.options import (
 )
 from emo_cli.training.pack import pack_command
 from emo_cli.training.prepare_command import prepare_command
+from emo_cli.training.stages import STAGES, RunOptions, Stage, with_options
 
 if TYPE_CHECKING:
     from emo_cli.training.loop import Task
@@ -66,8 +67,8 @@ def autoencoder(
         cache = open_picture_cache(pictures, out / "cache", note)
         return AutoencoderTask(MINI.autoencoder, cache, seed), {"pictures": cache.digest}
 
-    numbers = Numbers(steps, batch, lr)
-    _train_part("autoencoder", "autoencoder", task, numbers, out, seed, device, precision, threads)
+    stage = with_options(STAGES["autoencoder"], steps=steps, batch=batch, lr=lr)
+    _train_part(stage, "autoencoder", task, _run_options(out, seed, device, precision, threads))
 
 
 @app.command()
@@ -118,8 +119,8 @@ def audio(
         stored = open_sound_cache(sounds, folder, load_teacher(teacher), TEACHER_LAYERS, note)
         return AudioTask(MINI.audio, stored, seed), {"sounds": stored.digest}
 
-    numbers = Numbers(steps, batch, lr)
-    _train_part("audio", "audio_encoder", task, numbers, out, seed, device, precision, threads)
+    stage = with_options(STAGES["audio"], steps=steps, batch=batch, lr=lr)
+    _train_part(stage, "audio_encoder", task, _run_options(out, seed, device, precision, threads))
 
 
 @app.command()
@@ -144,48 +145,39 @@ def sync(
         held_out = read_spoken_clips(data, "val", MINI.picture_size, note)
         return SyncTask(clips, held_out, seed), {"data": clips.digest}
 
-    numbers = Numbers(steps, batch, lr)
-    _train_part("sync", "syncnet_mini", task, numbers, out, seed, device, precision, threads)
+    stage = with_options(STAGES["sync"], steps=steps, batch=batch, lr=lr)
+    _train_part(stage, "syncnet_mini", task, _run_options(out, seed, device, precision, threads))
 
 
-class Numbers(NamedTuple):
-    """The user's in place of a stage's; None: as the stage has them."""
+def _run_options(
+    out: Path, seed: int, device: str, precision: str, threads: int | None
+) -> RunOptions:
+    """What the commands of mini's small networks leave to the user.
 
-    steps: int | None
-    batch: int | None
-    lr: float | None
-
-
-def _train_part(
-    name: str,
-    part: str,
-    build: Callable[[], tuple[Task, dict[str, Any]]],
-    numbers: Numbers,
-    out: Path,
-    seed: int,
-    device: str,
-    precision: str,
-    threads: int | None,
-) -> None:
-    """One of mini's small networks through the loop; `build`: its task and what it learns from."""
-    import torch
-    from accelerate import PartialState
-
-    from emo_cli.training import loop
-    from emo_cli.training.stages import STAGES, RunOptions, with_options
-
+    Raises: EmoError when they cannot be trained in this precision.
+    """
     check_precision_of_part(precision)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    stage = with_options(STAGES[name], **numbers._asdict())
-    options = RunOptions(
+    return RunOptions(
         out=out,
         seed=seed,
         device=device,
         precision=precision,  # type: ignore[arg-type]
         threads=threads,
     )
-    process = PartialState(cpu=device == "cpu")  # one of several under `accelerate launch`
+
+
+def _train_part(
+    stage: Stage, part: str, build: Callable[[], tuple[Task, dict[str, Any]]], options: RunOptions
+) -> None:
+    """One of mini's small networks through the loop; `build`: its task and what it learns from."""
+    import torch
+    from accelerate import PartialState
+
+    from emo_cli.training import loop
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    process = PartialState(cpu=options.device == "cpu")  # one of several of `accelerate launch`
     with process.main_process_first():
         task, data = build()
     with step_progress(stage.name, stage.steps, shown=process.is_main_process) as report:

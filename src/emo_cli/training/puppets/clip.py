@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from emo_cli.face_motion import rotation_between_frames
 from emo_cli.faces import FaceFinder
-from emo_cli.raw_video import FPS
-from emo_cli.sound import SAMPLE_RATE_HZ
 from emo_cli.training.draws import derive_seed
 from emo_cli.training.puppets.driver import Driver
 from emo_cli.training.puppets.mesh import (
@@ -23,7 +21,6 @@ from emo_cli.training.puppets.mesh import (
     FOREHEAD,
     Array,
     distance,
-    smooth_over_time,
 )
 from emo_cli.training.puppets.motion import make_motion
 from emo_cli.training.puppets.mouth import drawn_teeth, own_teeth
@@ -32,11 +29,10 @@ from emo_cli.training.puppets.render import Look, render
 from emo_cli.training.puppets.still import Framing, Still, make_still, turned_by
 from emo_cli.training.samples import Labels
 
-SLOW, FAST = (0.02, 0.3), (0.3, 2.0)  # degrees a frame
-SLOW_SHARE = 0.5  # of the clips: people who talk quietly, as most do
+# Degrees a frame, and the share of the clips: people who talk quietly, as most do.
+SPEEDS = ((0.02, 0.3), (0.3, 0.7), (0.7, 2.0))
+SPEED_SHARES = (0.6, 0.3, 0.1)
 GAIN = (0.7, 1.3)
-SAMPLES = SAMPLE_RATE_HZ // FPS  # of sound in a frame
-QUIET_SIGMA = 1.0  # frames
 TURNED_TOO_FAR = 30.0  # degrees: such a still has no other side of the face to show
 FACE_CM = 17.6  # forehead to chin of MediaPipe's canonical face
 FIELD = 2 * np.tan(np.deg2rad(63) / 2)  # of MediaPipe's camera: picture side over distance
@@ -72,7 +68,7 @@ class PuppetClip:
 def make_plan(seed: int, index: int, speed: float | None = None) -> Plan:
     """The plan of a clip; `speed` is drawn where it is not given."""
     rng = np.random.default_rng(derive_seed(seed, "puppet", index))
-    drawn = rng.uniform(*(SLOW if rng.random() < SLOW_SHARE else FAST))
+    drawn = rng.uniform(*SPEEDS[rng.choice(len(SPEEDS), p=SPEED_SHARES)])
     light = rng.normal(size=3) * [0.6, 0.3, 0.0] + [0.0, -0.5, -0.8]
     light /= np.linalg.norm(light)
     return Plan(
@@ -100,13 +96,6 @@ def still_of_picture(
     if still is None or turned_by(still.rotation) > TURNED_TOO_FAR:
         return None
     return still
-
-
-def quiet_frames(sound: Array) -> NDArray[np.bool_]:
-    """Where speech at 16 kHz [T * 640] pauses, [T]: 20 dB below its loud frames, or less."""
-    power = np.square(sound[: len(sound) // SAMPLES * SAMPLES].reshape(-1, SAMPLES)).mean(1)
-    power = smooth_over_time(power, QUIET_SIGMA)
-    return np.asarray(power < 0.01 * np.quantile(power, 0.9))
 
 
 def make_clip(

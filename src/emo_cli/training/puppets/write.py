@@ -26,11 +26,17 @@ from emo_cli.training.puppets.clip import (
     Plan,
     make_clip,
     make_plan,
-    quiet_frames,
     still_of_picture,
 )
 from emo_cli.training.puppets.driver import Driver, read_driver
 from emo_cli.training.puppets.ict import FaceShapes, read_face_shapes
+from emo_cli.training.puppets.sound import (
+    QUIET_AFTER,
+    QUIET_BEFORE,
+    as_recorded,
+    quiet_frames,
+    with_quiet_ends,
+)
 from emo_cli.training.puppets.visemes import viseme_driver
 from emo_cli.training.samples import PackedSample, Split, pack_sample
 from emo_cli.training.shards import INDEX, ShardWriter, read_lines
@@ -166,6 +172,8 @@ def make_sample(job: Job, finder: FaceFinder) -> PackedSample | str:
         driver, sound = spoken(job, finder)
         pauses = None if sound is None else quiet_frames(sound)
         clip = make_clip(still, driver, job.plan, pauses)
+        if sound is not None:
+            sound = as_recorded(sound, derive_seed(job.plan.seed, "recording"))
         return pack_sample(
             key=job.key,
             identity=identity(job.still),
@@ -243,10 +251,12 @@ def _synthesised(job: Job, _: FaceFinder) -> tuple[Driver, np.ndarray | None]:
         )
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         raise EmoError(f"no speech with phonemes: {error}", "Synthesise it again.") from error
-    driver = Driver(moves=driver.moves[:LONGEST])
+    driver = Driver(moves=driver.moves[: LONGEST - QUIET_BEFORE[1] - QUIET_AFTER[1]])
     if driver.num_frames < SHORTEST:
         raise EmoError(f"shorter than {SHORTEST} frames", "Synthesise longer sentences.")
-    return driver, read_sound(job.driver, 0, driver.num_frames)
+    sound = read_sound(job.driver, 0, driver.num_frames)
+    assert sound is not None  # soundfile has read it
+    return with_quiet_ends(driver, sound, derive_seed(job.plan.seed, "rest"))
 
 
 def _phones(sound: Path) -> Path:
