@@ -146,7 +146,7 @@ MINI = dataclasses.replace(
         num_tokens=5,
         token_width=128,
     ),
-    speed=dataclasses.replace(FULL.speed, width=64, usual=0.1, gain=0.15),
+    speed=dataclasses.replace(FULL.speed, width=64, usual=0.1, gain=0.08),
     diffusion=DiffusionConfig(
         prediction="v_prediction",
         beta_schedule="scaled_linear",
