@@ -9,7 +9,6 @@ H W latent size, N = H*W tokens, S picture size, A audio tokens.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple, cast
 
 import torch
@@ -36,11 +35,13 @@ class VideoState(NamedTuple):
     reference: list[KeysValues]  # per spatial layer
     face: Tensor  # [B, C, H, W] added to the noisy latents
     portrait: Tensor | None  # [B, C, H, W] beside the noisy latents, where the model wants it
+    alphas: Tensor | None  # [1000] of the schedule, where the portrait is copied
 
     def first(self) -> VideoState:
         """The first clip of the batch alone; views."""
         portrait = None if self.portrait is None else self.portrait[:1]
-        return VideoState([(k[:1], v[:1]) for k, v in self.reference], self.face[:1], portrait)
+        keys_values = [(k[:1], v[:1]) for k, v in self.reference]
+        return self._replace(reference=keys_values, face=self.face[:1], portrait=portrait)
 
 
 class ClipState(NamedTuple):
@@ -109,7 +110,8 @@ class Backbone(UNet):
             layer.reference_keys_values(x) for layer, x in zip(layers, reference, strict=True)
         ]
         face = self.face_locator(face_region)
-        return VideoState(keys_values, face, portrait if self.takes_portrait else None)
+        alphas = None if self.copy is None else self.copy.alphas(portrait.device)
+        return VideoState(keys_values, face, portrait if self.takes_portrait else None, alphas)
 
     def prepare_clip(self, audio: Tensor, motion: list[Tensor], speed: Tensor) -> ClipState:
         """Project what sound, motion frames and speed give.
@@ -200,8 +202,8 @@ class Backbone(UNet):
         x = unfold_frames(x, latents.shape[1])
         if self.copy is None:
             return x
-        assert video.portrait is not None  # prepare_video keeps it
-        return self.copy(x, latents, timesteps, video.portrait[:, None])
+        assert video.portrait is not None and video.alphas is not None  # prepare_video keeps them
+        return self.copy(x, latents, video.alphas[timesteps.long()], video.portrait[:, None])
 
 
 class CopyGate(nn.Module):
@@ -217,21 +219,20 @@ class CopyGate(nn.Module):
             raise ValueError("only v-prediction can copy the portrait")
         self.diffusion = diffusion
 
-    def forward(self, x: Tensor, latents: Tensor, timesteps: Tensor, portrait: Tensor) -> Tensor:
+    def alphas(self, device: torch.device) -> Tensor:
+        """Cumulative alphas of all timesteps, fp32, once a video: a step copies nothing over."""
+        scheduler = build_scheduler(self.diffusion, "ddim", TRAIN_STEPS)
+        return scheduler.alphas_cumprod.to(device)
+
+    def forward(self, x: Tensor, latents: Tensor, alpha: Tensor, portrait: Tensor) -> Tensor:
         """v [B, F, C, H, W] of a Backbone's v and gate [B, F, C + 1, H, W].
 
-        latents: the noisy ones [B, F, C, H, W] at timesteps [B]; portrait [B, 1, C, H, W].
+        latents: the noisy ones [B, F, C, H, W] at alpha [B]; portrait [B, 1, C, H, W].
         """
         v, gate = x[:, :, :-1].float(), (GATE_SCALE * x[:, :, -1:].float()).sigmoid()
-        alpha = _alphas(self.diffusion).to(timesteps.device)[timesteps.long()]
         alpha = alpha.view(-1, 1, 1, 1, 1)
         copied = (alpha.sqrt() * latents - portrait) / (1 - alpha).sqrt()  # leads to the portrait
         return torch.lerp(v, copied, gate).to(x.dtype)
-
-
-@functools.cache
-def _alphas(diffusion: DiffusionConfig) -> Tensor:
-    return build_scheduler(diffusion, "ddim", TRAIN_STEPS).alphas_cumprod
 
 
 def _spatial(config: ModelConfig, level: int) -> nn.Module | None:
