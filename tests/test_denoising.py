@@ -8,7 +8,7 @@ from small_models import SMALL_FULL, SMALL_MINI, randomised
 
 from emo_cli.model.emo_model import EmoModel, part_of
 from emo_cli.presets import FULL
-from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, box_share, snr_weight
+from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, snr_weight
 from emo_cli.training.stages import IMAGE, SPEED, VIDEO
 from emo_cli.training.start import freeze_others
 
@@ -20,6 +20,7 @@ PLAIN = DenoisingOptions(
     drop_motion=0.0,
     mean_speed=0.0,
     motion_noise=0.0,
+    noisiest=0.0,
     sampled_timesteps=0.0,
     min_snr=None,
     mouth_weight=1.0,
@@ -126,6 +127,13 @@ def test_a_share_of_timesteps_is_that_of_sampling():
     assert len(set(steps)) > 300
 
 
+def test_a_share_of_clips_is_at_the_noisiest_timestep():
+    steps = loss_of(noisiest=0.3)._timesteps(torch.arange(800))
+    assert (steps == 999).float().mean().item() == pytest.approx(0.3, abs=0.05)
+    others = steps[steps != 999]
+    assert torch.equal(others, loss_of()._timesteps(torch.arange(800))[steps != 999])
+
+
 def test_training_noise_is_the_prior_of_sampling():
     module = loss_of()
     noise = module._noise(torch.arange(4), torch.zeros(4, 12, 16, 32, 32)).flatten(2)
@@ -148,13 +156,6 @@ def test_min_snr_is_per_sample_and_never_with_a_zero_terminal_snr():
     torch.testing.assert_close(snr_weight(alpha, FULL.diffusion, 5.0), expected)
     with pytest.raises(ValueError, match="min-SNR"):
         loss_of(SMALL_MINI, min_snr=5.0)
-
-
-def test_box_share_is_the_overlap_with_each_latent_pixel():
-    share = box_share(torch.tensor([[4.0, 8.0, 20.0, 16.0]]), size=64, latent_size=8)[0]
-    expected = torch.zeros(8, 8)
-    expected[1, :3] = torch.tensor([0.5, 1.0, 0.5])
-    torch.testing.assert_close(share, expected)
 
 
 def wrong_at(frame, y, x):

@@ -20,6 +20,7 @@ from torch import Tensor
 from emo_cli.errors import EmoError
 from emo_cli.portrait import GROWTH
 from emo_cli.training.draws import Draw, begins_video, derive_seed
+from emo_cli.training.face_parts import lids_shut
 from emo_cli.training.samples import (
     Labels,
     Split,
@@ -58,6 +59,7 @@ class Needs:
     latents: str | None = None
     pictures: bool = True  # False: latents alone, nothing is decoded
     first_clips: float = 0.0  # share of samples that begin a video: the reference lies before them
+    blinks: float = 0.0  # share of samples that are sought where eyes shut; others lie anywhere
 
     @property
     def num_frames(self) -> int:
@@ -113,9 +115,11 @@ class ClipDataset:
         rng = np.random.default_rng(derive_seed(drawn.seed, "frames"))
         total = int(self._clips.frames[row])
         start = int(rng.integers(total - needs.num_frames + 1))
+        labels = self._labels(row)
+        if derive_seed(drawn.seed, "blink?") / 2**63 < needs.blinks:
+            start = self._start_at_blink(labels, start, drawn.seed)
         chosen = np.arange(start, start + needs.num_frames)
         reference = another_frame(rng, total, start, needs.num_frames)
-        labels = self._labels(row)
         if self.variation.references:
             chosen_by_mouth = frame_by_mouth(labels, start, needs.num_frames, drawn.seed)
             reference = reference if chosen_by_mouth is None else chosen_by_mouth
@@ -218,6 +222,16 @@ class ClipDataset:
             landmarks=labels.landmarks * scale,
             opening=labels.opening,
         )
+
+    def _start_at_blink(self, labels: Labels, start: int, seed: int) -> int:
+        """Where a sample begins so that eyes shut in it; `start` where the clip has no blink."""
+        needs = self.needs
+        shut = np.flatnonzero(lids_shut(torch.from_numpy(labels.landmarks)).numpy() > 0.5)
+        if len(shut) == 0:
+            return start
+        blink = int(shut[derive_seed(seed, "which blink") % len(shut)])
+        into = needs.motion_frames + derive_seed(seed, "blink at") % needs.clip_frames
+        return min(max(blink - into, 0), labels.num_frames - needs.num_frames)
 
     def _label_tensors(
         self, labels: Labels, chosen: np.ndarray, reference: int

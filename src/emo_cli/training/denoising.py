@@ -36,7 +36,8 @@ class DenoisingOptions:
     drop_motion: float  # as in a first clip: zero maps (EMO sec. 3.2)
     mean_speed: float  # see the clip's mean speed, as at inference
     motion_noise: float  # at most, share of the latents' std; sampled motion latents are not clean
-    sampled_timesteps: float  # drawn from the few timesteps that sampling uses
+    noisiest: float  # at the first timestep of sampling, where a clip's content is decided
+    sampled_timesteps: float  # of the rest, drawn from the few timesteps that sampling uses
     min_snr: float | None  # gamma; never with a zero terminal SNR, whose last step it would drop
     mouth_weight: float  # of the loss inside the mouth's box
     eye_weight: float  # of the loss inside the eyes' boxes
@@ -82,8 +83,8 @@ class DenoisingLoss(nn.Module):
 
         batch: `frames` uint8 [B, M+F, S, S, 3] or `latents` [B, M+F, C, H, W]; `reference`
         uint8 [B, S, S, 3] or `reference_latents` [B, C, H, W]; `mask` [B, S, S]; `mouth` and
-        `eyes` [B, F, H, W], the share of each latent pixel in their boxes; `seed` [B]; for clips
-        also `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame. With `corner` [B, 2]
+        `eyes` [B, F, H, W] as `face_parts.seen_most` gives them; `seed` [B]; for clips also
+        `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame. With `corner` [B, 2]
         (y, x) latents, mouth and eyes are windows of the picture that begin there; reference and
         mask stay whole.
         """
@@ -194,6 +195,9 @@ class DenoisingLoss(nn.Module):
         """[B]: uniform over the schedule, or one of those that sampling will use."""
         steps = []
         for seed in seeds.tolist():
+            if derive_seed(seed, "noisiest?") / 2**63 < self.options.noisiest:
+                steps.append(self.sampled[0])
+                continue
             among = derive_seed(seed, "sampled?") / 2**63 < self.options.sampled_timesteps
             choices = self.sampled if among else range(1000)
             steps.append(choices[derive_seed(seed, "timestep") % len(choices)])
@@ -247,16 +251,3 @@ def snr_weight(alpha: Tensor, config: DiffusionConfig, gamma: float | None) -> T
     snr = alpha / (1 - alpha)
     clipped = snr.clamp(max=gamma)
     return clipped / (snr + 1 if config.prediction == "v_prediction" else snr)
-
-
-def box_share(boxes: Tensor, size: int, latent_size: int) -> Tensor:
-    """Boxes [F, 4] (x0, y0, x1, y1 in pixels of S) -> [F, H, W], each latent pixel's share."""
-    edges = torch.arange(latent_size + 1) * (size / latent_size)
-    low, high = edges[:-1], edges[1:]
-
-    def overlap(start: Tensor, stop: Tensor) -> Tensor:
-        inside = torch.minimum(high, stop[:, None]) - torch.maximum(low, start[:, None])
-        return inside.clamp_min(0) / (high - low)
-
-    across, down = overlap(boxes[:, 0], boxes[:, 2]), overlap(boxes[:, 1], boxes[:, 3])
-    return down[:, :, None] * across[:, None, :]

@@ -25,8 +25,9 @@ from emo_cli.model.load import (
 )
 from emo_cli.presets import PRESETS
 from emo_cli.training.dataset import ClipDataset, Needs
-from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, box_share, cut_window
+from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, cut_window
 from emo_cli.training.draws import Draw, derive_seed
+from emo_cli.training.face_parts import seen_most
 from emo_cli.training.precompute import features_name, latents_name
 from emo_cli.training.preview import contact_sheet
 from emo_cli.training.samples import Split
@@ -34,11 +35,8 @@ from emo_cli.training.shard_reader import ShardReader
 from emo_cli.training.stages import STAGES, Stage
 from emo_cli.training.variation import AS_IT_IS, Variation
 
-OUTER_LIPS = (61, 37, 0, 267, 291, 314, 17, 84)  # MediaPipe's points
-LIP_MARGIN = (0.15, 0.35)  # of the lips' width and height: an open jaw moves what is around them
-EYES = ((33, 133, 159, 145), (263, 362, 386, 374))  # corners and lids
-EYE_MARGIN = (0.2, 0.8)  # of an eye's width and height: lids fold
 WANDER = 4  # latent pixels that a window strays from the middle of the face
+BLINKS = 0.4  # of `mini`'s clips are sought where eyes shut: rare, and never learnt else
 ANYWHERE = 0.2  # of the windows lie anywhere: clothes and background have to hold still too
 VALIDATION_PICTURES, VALIDATION_CLIPS = 32, 8
 VALIDATION_BATCH = 4  # fits into a laptop's memory
@@ -52,6 +50,7 @@ PAPER = DenoisingOptions(
     drop_motion=0.2,
     mean_speed=0.5,  # as at inference
     motion_noise=0.0,
+    noisiest=0.0,
     sampled_timesteps=0.0,
     min_snr=None,
     mouth_weight=1.0,
@@ -62,9 +61,10 @@ MINI_LOSS = dataclasses.replace(
     PAPER,
     drop_motion=0.3,
     motion_noise=0.3,
+    noisiest=0.3,
     sampled_timesteps=0.5,
     mouth_weight=6.0,
-    eye_weight=4.0,
+    eye_weight=6.0,
     change_weight=0.5,
 )
 
@@ -129,13 +129,11 @@ class ClipSamples:
         place, which = divmod(drawn.index, len(self.datasets))
         dataset = self.datasets[which]
         sample = dataset[Draw(place % len(dataset), drawn.seed)]
-        clip = sample["landmarks"][-dataset.needs.clip_frames :]
         size = self.config.picture_size, self.config.latent_size
-        mouth = box_share(boxes_around(clip, OUTER_LIPS, LIP_MARGIN), *size)
-        both = [box_share(boxes_around(clip, eye, EYE_MARGIN), *size) for eye in EYES]
+        mouth, eyes = seen_most(sample["landmarks"], dataset.needs.clip_frames, *size)
         wanted = ("frames", "reference", "latents", "reference_latents", "audio", "speed", "mask")
         item = {name: sample[name] for name in wanted if name in sample}
-        item |= {"mouth": mouth, "eyes": torch.stack(both).amax(0)}
+        item |= {"mouth": mouth, "eyes": eyes}
         if self.window is None:
             return item
         corner = self._corner(sample["boxes"].float().mean(0), drawn.seed)
@@ -156,14 +154,6 @@ class ClipSamples:
         return torch.from_numpy(start.clip(0, farthest).astype(np.int64))
 
 
-def boxes_around(landmarks: Tensor, points: tuple[int, ...], margin: tuple[float, float]) -> Tensor:
-    """Landmarks [F, V, 3] -> boxes [F, 4] around those points, wider by shares of their extent."""
-    chosen = landmarks[:, points, :2].float()
-    low, high = chosen.amin(1), chosen.amax(1)
-    around = (high - low) * torch.tensor(margin)
-    return torch.cat([low - around, high + around], 1)
-
-
 def open_datasets(
     paths: Iterable[str],
     stage: Stage,
@@ -181,6 +171,7 @@ def open_datasets(
     Raises: EmoError when a stage with sound finds no sound features, or a window no latents.
     """
     clip = stage.clip_frames > 1
+    small_clip = clip and config.name == "mini"
     datasets = []
     for path in paths:
         if split not in ShardReader(str(path)).splits:
@@ -209,7 +200,8 @@ def open_datasets(
             latents=latents,
             pictures=latents is None,
             # A small model is spared the search for the first frame's pose: it is the portrait's.
-            first_clips=MINI_LOSS.drop_motion if clip and config.name == "mini" else 0.0,
+            first_clips=MINI_LOSS.drop_motion if small_clip else 0.0,
+            blinks=BLINKS if small_clip and split == "train" else 0.0,
         )
         datasets.append(ClipDataset(path, split=split, needs=needs, variation=variation))
     return ClipSamples(datasets, config, window) if datasets else None

@@ -1,0 +1,73 @@
+"""Where a talking face is looked at: mouth and eyes, as weights of a loss in the latents.
+
+Shapes: F frames, V = 478 landmarks of MediaPipe, H W latent size; coordinates are pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+OUTER_LIPS = (61, 37, 0, 267, 291, 314, 17, 84)
+LIP_MARGIN = (0.15, 0.35)  # of the lips' width and height: an open jaw moves what is around them
+EYES = ((33, 133, 159, 145), (263, 362, 386, 374))  # corners and lids
+EYE_MARGIN = (0.2, 0.5)  # of an eye's width, around its corners: a shut eye is as large
+LIDS_FALL = (0.2, 0.6)  # of an eye's height: where a blink begins and where it counts in full
+BLINK_WEIGHT = 4.0  # of eyes that shut, beside open ones: one frame in twenty is not learnt else
+
+
+def seen_most(
+    landmarks: Tensor, clip_frames: int, size: int, latent_size: int
+) -> tuple[Tensor, Tensor]:
+    """Landmarks [M+F, V, 3] in a picture of `size` pixels -> mouth and eyes [F, H, W].
+
+    The share of each latent pixel that lies in the part's box; that of the eyes is up to
+    `BLINK_WEIGHT` times as much while they shut.
+    """
+    clip = landmarks[-clip_frames:, :, :2].float()
+    mouth = box_share(_mouth_box(clip), size, latent_size)
+    both = [box_share(_eye_box(clip, *eye[:2]), size, latent_size) for eye in EYES]
+    blink = lids_shut(landmarks)[-clip_frames:, None, None]
+    return mouth, torch.stack(both).amax(0) * (1 + (BLINK_WEIGHT - 1) * blink)
+
+
+def lids_shut(landmarks: Tensor) -> Tensor:
+    """Landmarks [F, V, 3] -> [F], 0: as open as these eyes usually are .. 1: in a blink."""
+    points = landmarks[..., :2].float()
+    heights = []
+    for outer, inner, upper, lower in EYES:
+        width = (points[:, outer] - points[:, inner]).norm(dim=-1).clamp_min(1e-3)
+        heights.append((points[:, upper] - points[:, lower]).norm(dim=-1) / width)
+    height = torch.stack(heights).mean(0)
+    fallen = 1 - height / height.quantile(0.9).clamp_min(1e-3)
+    begin, end = LIDS_FALL
+    return ((fallen - begin) / (end - begin)).clamp(0, 1)
+
+
+def box_share(boxes: Tensor, size: int, latent_size: int) -> Tensor:
+    """Boxes [F, 4] (x0, y0, x1, y1 in pixels of S) -> [F, H, W], each latent pixel's share."""
+    edges = torch.arange(latent_size + 1) * (size / latent_size)
+    low, high = edges[:-1], edges[1:]
+
+    def overlap(start: Tensor, stop: Tensor) -> Tensor:
+        inside = torch.minimum(high, stop[:, None]) - torch.maximum(low, start[:, None])
+        return inside.clamp_min(0) / (high - low)
+
+    across, down = overlap(boxes[:, 0], boxes[:, 2]), overlap(boxes[:, 1], boxes[:, 3])
+    return down[:, :, None] * across[:, None, :]
+
+
+def _mouth_box(points: Tensor) -> Tensor:
+    """Landmarks [F, V, 2] -> box [F, 4] around the lips and what they pull along."""
+    lips = points[:, OUTER_LIPS]
+    low, high = lips.amin(1), lips.amax(1)
+    margin = (high - low) * torch.tensor(LIP_MARGIN)
+    return torch.cat([low - margin, high + margin], 1)
+
+
+def _eye_box(points: Tensor, outer: int, inner: int) -> Tensor:
+    """Landmarks [F, V, 2] -> box [F, 4] around an eye between these corners, open or shut."""
+    corners = points[:, (outer, inner)]
+    width = (corners[:, 0] - corners[:, 1]).norm(dim=-1, keepdim=True)
+    margin = width * torch.tensor(EYE_MARGIN)
+    return torch.cat([corners.amin(1) - margin, corners.amax(1) + margin], 1)

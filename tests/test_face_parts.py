@@ -1,0 +1,90 @@
+"""Where mouth and eyes are, when the eyes shut, and samples that are sought there."""
+
+import dataclasses
+
+import pytest
+import torch
+from made_faces import made_labels
+from made_video import SIZE, numbered_frames
+
+from emo_cli.training.dataset import ClipDataset, Needs
+from emo_cli.training.draws import Draw
+from emo_cli.training.face_parts import (
+    BLINK_WEIGHT,
+    EYES,
+    OUTER_LIPS,
+    box_share,
+    lids_shut,
+    seen_most,
+)
+from emo_cli.training.samples import pack_sample
+from emo_cli.training.shards import ShardWriter
+
+
+def face(openings):
+    """Landmarks [F, 478, 3] of eyes 20 px wide, so high in each frame, above a mouth."""
+    landmarks = torch.zeros(len(openings), 478, 3)
+    for middle, (outer, inner, upper, lower) in zip((40.0, 88.0), EYES, strict=True):
+        landmarks[:, outer, :2] = torch.tensor([middle - 10, 48])
+        landmarks[:, inner, :2] = torch.tensor([middle + 10, 48])
+        half = torch.tensor(openings) / 2
+        landmarks[:, upper, 0] = landmarks[:, lower, 0] = middle
+        landmarks[:, upper, 1], landmarks[:, lower, 1] = 48 - half, 48 + half
+    landmarks[:, OUTER_LIPS, 0] = torch.linspace(48, 80, len(OUTER_LIPS))
+    landmarks[:, OUTER_LIPS, 1] = torch.linspace(92, 100, len(OUTER_LIPS))
+    return landmarks
+
+
+def test_box_share_is_the_overlap_with_each_latent_pixel():
+    share = box_share(torch.tensor([[4.0, 8.0, 20.0, 16.0]]), size=64, latent_size=8)[0]
+    expected = torch.zeros(8, 8)
+    expected[1, :3] = torch.tensor([0.5, 1.0, 0.5])
+    torch.testing.assert_close(share, expected)
+
+
+def test_lids_count_as_shut_beside_how_open_these_eyes_usually_are():
+    steady = [8.0] * 13
+    shut = lids_shut(face([*steady, 4.8, 0.5, 7.8]))
+    torch.testing.assert_close(shut[13:], torch.tensor([0.5, 1.0, 0.0]))
+    narrow = lids_shut(face([2.0, *[2.0] * 13, 1.2, 0.1]))
+    torch.testing.assert_close(narrow[-2:], torch.tensor([0.5, 1.0]))
+    assert not shut[:13].any() and not lids_shut(face([8.0])).any()
+
+
+def test_a_blink_weighs_more_than_open_eyes_and_leaves_the_mouth_alone():
+    openings = [8.0] * 16
+    openings[10] = 0.0
+    mouth, eyes = seen_most(face(openings), clip_frames=12, size=128, latent_size=16)
+    assert mouth.shape == eyes.shape == (12, 16, 16)
+    blink, before = eyes[10 - 4], eyes[0]
+    assert blink.max() == pytest.approx(BLINK_WEIGHT) and before.max() == 1
+    at = torch.nonzero(before)
+    assert at[:, 0].max() < 8 < torch.nonzero(mouth[0])[:, 0].min()  # rows: eyes above the mouth
+    assert torch.equal(mouth[0], mouth[6])
+
+
+@pytest.fixture
+def blinking(tmp_path):
+    """A dataset of one clip of 80 frames whose eyes shut in frames 50 to 52."""
+    openings = [8.0] * 80
+    openings[50:53] = [0.0] * 3
+    labels = dataclasses.replace(made_labels(80), landmarks=face(openings).numpy())
+    about = {"size": SIZE, "fps": 25, "sample_rate_hz": 16_000}
+    with ShardWriter(tmp_path / "set", about) as writer:
+        sample = {"key": "a", "identity": "a", "split": "train", "sound": None, "source": {}}
+        writer.add(pack_sample(frames=numbered_frames(0, 80), labels=labels, **sample))
+    return tmp_path / "set"
+
+
+def test_a_share_of_samples_is_sought_where_eyes_shut(blinking):
+    def share(blinks):
+        needs = Needs(motion_frames=4, clip_frames=12, window=2, size=SIZE, blinks=blinks)
+        data = ClipDataset(str(blinking), split="train", needs=needs)
+        samples = [data[Draw(0, seed)]["landmarks"] for seed in range(100)]
+        assert {len(landmarks) for landmarks in samples} == {16}
+        return sum(lids_shut(x)[-12:].amax().item() > 0.5 for x in samples) / len(samples)
+
+    rare = share(0.0)
+    assert 0.1 < rare < 0.4  # 14 of 65 places
+    assert share(0.5) == pytest.approx(0.5 + 0.5 * rare, abs=0.12)
+    assert share(1.0) == 1
