@@ -14,9 +14,11 @@ from emo_cli.training.face_parts import (
     EYES,
     OUTER_LIPS,
     box_share,
+    eye_shares,
     lids_shut,
     seen_most,
 )
+from emo_cli.training.precompute import add_latents
 from emo_cli.training.samples import pack_sample
 from emo_cli.training.shards import ShardWriter
 
@@ -68,7 +70,7 @@ def blinking(tmp_path):
     """A dataset of one clip of 80 frames whose eyes shut in frames 50 to 52."""
     openings = [8.0] * 80
     openings[50:53] = [0.0] * 3
-    labels = dataclasses.replace(made_labels(80), landmarks=face(openings).numpy())
+    labels = dataclasses.replace(made_labels(80), landmarks=face(openings).numpy() / 2)
     about = {"size": SIZE, "fps": 25, "sample_rate_hz": 16_000}
     with ShardWriter(tmp_path / "set", about) as writer:
         sample = {"key": "a", "identity": "a", "split": "train", "sound": None, "source": {}}
@@ -82,9 +84,25 @@ def test_a_share_of_samples_is_sought_where_eyes_shut(blinking):
         data = ClipDataset(str(blinking), split="train", needs=needs)
         samples = [data[Draw(0, seed)]["landmarks"] for seed in range(100)]
         assert {len(landmarks) for landmarks in samples} == {16}
-        return sum(lids_shut(x)[-12:].amax().item() > 0.5 for x in samples) / len(samples)
+        return sum(lids_shut(x).amax().item() > 0.5 for x in samples) / len(samples)
 
     rare = share(0.0)
-    assert 0.1 < rare < 0.4  # 14 of 65 places
+    assert 0.1 < rare < 0.45  # 18 of 65 places
     assert share(0.5) == pytest.approx(0.5 + 0.5 * rare, abs=0.12)
     assert share(1.0) == 1
+
+
+def test_held_lids_change_the_motion_frames_eyes_alone(blinking, small_model):
+    latents = add_latents(blinking, small_model)
+
+    def sample(held):
+        needs = Needs(motion_frames=4, clip_frames=12, window=2, size=SIZE, latents=latents,
+                      pictures=False, held_lids=held)  # fmt: skip
+        return ClipDataset(str(blinking), split="train", needs=needs)[Draw(0, 1)]
+
+    plain, held = sample(0.0), sample(1.0)
+    changed = (plain["latents"] != held["latents"]).any(1)
+    eyes = eye_shares(plain["landmarks"], SIZE, 8).amax(0) > 0
+    assert changed[:4].any() and not changed[4:].any()
+    assert not (changed[:4] & ~eyes[:4]).any()
+    assert torch.equal(plain["reference_latents"], held["reference_latents"])

@@ -128,11 +128,13 @@ def test_frames_share_the_stated_part_of_unit_noise(shared):
     assert correlation == pytest.approx(shared, abs=0.02)
 
 
-def test_a_lower_temperature_is_the_same_noise_with_less_spread():
+def test_a_lower_temperature_weakens_what_frames_share_and_nothing_else():
     def draw(temperature):
-        return clip_noise(SHAPE, clip_generator(0, 0), 0.5, temperature)
+        return clip_noise((1, 12, 16, 32, 32), clip_generator(0, 0), 0.5, temperature)[0]
 
-    assert torch.equal(draw(0.5), 0.5 * draw(1.0))
+    warm, calm = draw(1.0), draw(0.4)
+    assert torch.allclose(warm - warm[:1], calm - calm[:1], atol=1e-5)  # each frame's own part
+    assert calm.var().item() == pytest.approx(0.5 + 0.5 * 0.4**2, abs=0.02)
 
 
 # ------------------------------------------------------------ guidance interval, rescale, cache

@@ -111,7 +111,7 @@ class DiffusionConfig:
     zero_terminal_snr: bool
     spacing: Literal["leading", "trailing"]
     shared_noise: float  # share of the noise variance common to all frames of a clip
-    temperature: float  # std of the noise that sampling starts from; below 1: calmer, clearer
+    shared_temperature: float  # std of that shared noise when sampling; below 1: clips differ less
     solver: Solver
     steps: int
     guidance: float

@@ -233,7 +233,7 @@ class Engine:
             (1, config.clip_frames, channels, size, size),
             clip_generator(video.options.seed, planned.index),
             config.diffusion.shared_noise,
-            config.diffusion.temperature,
+            config.diffusion.shared_temperature,
         ).to(self.device)
         conditions = self._conditions(video, planned, motion)
         with self._at_work(self.model.backbone):

@@ -133,17 +133,21 @@ def clip_generator(seed: int, clip_index: int) -> torch.Generator:
 
 
 def clip_noise(
-    shape: tuple[int, ...], generator: torch.Generator, shared: float, temperature: float = 1.0
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    shared: float,
+    shared_temperature: float = 1.0,
 ) -> Tensor:
-    """Noise [1, F, C, H, W] of std `temperature`, fp32.
+    """Noise [1, F, C, H, W], fp32: a share of its variance is common to all frames of the clip.
 
-    A share of its variance is common to all frames of the clip.
+    Below a temperature of 1 that common part, in which a clip differs from the next, is weaker
+    than in training.
     """
     noise = torch.randn(shape, generator=generator)
-    if shared:
-        common = torch.randn((shape[0], 1, *shape[2:]), generator=generator)
-        noise = shared**0.5 * common + (1 - shared) ** 0.5 * noise
-    return temperature * noise
+    if not shared:
+        return noise
+    common = torch.randn((shape[0], 1, *shape[2:]), generator=generator)
+    return shared_temperature * shared**0.5 * common + (1 - shared) ** 0.5 * noise
 
 
 class Predictor(Protocol):

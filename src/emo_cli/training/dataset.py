@@ -20,7 +20,7 @@ from torch import Tensor
 from emo_cli.errors import EmoError
 from emo_cli.portrait import GROWTH
 from emo_cli.training.draws import Draw, begins_video, derive_seed
-from emo_cli.training.face_parts import lids_shut
+from emo_cli.training.face_parts import eye_shares, lids_shut
 from emo_cli.training.samples import (
     Labels,
     Split,
@@ -60,6 +60,7 @@ class Needs:
     pictures: bool = True  # False: latents alone, nothing is decoded
     first_clips: float = 0.0  # share of samples that begin a video: the reference lies before them
     blinks: float = 0.0  # share of samples that are sought where eyes shut; others lie anywhere
+    held_lids: float = 0.0  # share of samples whose motion frames have eyes that are half shut
 
     @property
     def num_frames(self) -> int:
@@ -139,8 +140,11 @@ class ClipDataset:
         if self._features is not None:
             sample["audio"] = self._audio(row, start, total)
         if self._latents is not None:
-            latents = self._latents.read(row)[wanted]
+            all_latents = self._latents.read(row)
+            latents = all_latents[wanted]
             sample["latents"], sample["reference_latents"] = latents[:-1], latents[-1]
+            if derive_seed(drawn.seed, "held lids?") / 2**63 < needs.held_lids:
+                self._hold_lids(sample, labels, all_latents, start, drawn.seed)
         return sample
 
     def sound(self, index: int) -> np.ndarray | None:
@@ -230,8 +234,28 @@ class ClipDataset:
         if len(shut) == 0:
             return start
         blink = int(shut[derive_seed(seed, "which blink") % len(shut)])
-        into = needs.motion_frames + derive_seed(seed, "blink at") % needs.clip_frames
+        into = derive_seed(seed, "blink at") % needs.num_frames
         return min(max(blink - into, 0), labels.num_frames - needs.num_frames)
+
+    def _hold_lids(
+        self, sample: dict[str, Tensor], labels: Labels, latents: Tensor, start: int, seed: int
+    ) -> None:
+        """Lets the motion frames' eyes be half shut, by the blink of the clip nearest to them.
+
+        What a model has generated it must be able to leave: lids that were caught on their way.
+        """
+        motion = self.needs.motion_frames
+        shut = np.flatnonzero(lids_shut(torch.from_numpy(labels.landmarks)).numpy() > 0.5)
+        if len(shut) == 0:
+            return
+        blink = latents[int(shut[np.abs(shut - start).argmin()])]
+        eyes = eye_shares(sample["landmarks"][:motion], self.needs.size, latents.shape[-1])
+        rng = np.random.default_rng(derive_seed(seed, "held lids"))
+        each = torch.from_numpy(rng.uniform(0, 1, (2, 1, 1, 1))).float()  # one may be more open
+        share = (each * eyes).amax(0)
+        kept = sample["latents"].clone()
+        kept[:motion] = torch.lerp(kept[:motion].float(), blink.float(), share[:, None]).half()
+        sample["latents"] = kept
 
     def _label_tensors(
         self, labels: Labels, chosen: np.ndarray, reference: int

@@ -36,7 +36,8 @@ from emo_cli.training.stages import STAGES, Stage
 from emo_cli.training.variation import AS_IT_IS, Variation
 
 WANDER = 4  # latent pixels that a window strays from the middle of the face
-BLINKS = 0.4  # of `mini`'s clips are sought where eyes shut: rare, and never learnt else
+HELD_LIDS = 0.3  # of `mini`'s clips continue after eyes that were caught half shut
+BLINKS = 0.3  # of `mini`'s clips are sought where eyes shut: rare, and never learnt else
 ANYWHERE = 0.2  # of the windows lie anywhere: clothes and background have to hold still too
 VALIDATION_PICTURES, VALIDATION_CLIPS = 32, 8
 VALIDATION_BATCH = 4  # fits into a laptop's memory
@@ -202,6 +203,7 @@ def open_datasets(
             # A small model is spared the search for the first frame's pose: it is the portrait's.
             first_clips=MINI_LOSS.drop_motion if small_clip else 0.0,
             blinks=BLINKS if small_clip and split == "train" else 0.0,
+            held_lids=HELD_LIDS if small_clip and split == "train" else 0.0,
         )
         datasets.append(ClipDataset(path, split=split, needs=needs, variation=variation))
     return ClipSamples(datasets, config, window) if datasets else None

@@ -13,7 +13,7 @@ LIP_MARGIN = (0.15, 0.35)  # of the lips' width and height: an open jaw moves wh
 EYES = ((33, 133, 159, 145), (263, 362, 386, 374))  # corners and lids
 EYE_MARGIN = (0.2, 0.5)  # of an eye's width, around its corners: a shut eye is as large
 LIDS_FALL = (0.2, 0.6)  # of an eye's height: where a blink begins and where it counts in full
-BLINK_WEIGHT = 4.0  # of eyes that shut, beside open ones: one frame in twenty is not learnt else
+BLINK_WEIGHT = 2.0  # of eyes that shut, beside open ones: one frame in twenty is not learnt else
 
 
 def seen_most(
@@ -26,9 +26,15 @@ def seen_most(
     """
     clip = landmarks[-clip_frames:, :, :2].float()
     mouth = box_share(_mouth_box(clip), size, latent_size)
-    both = [box_share(_eye_box(clip, *eye[:2]), size, latent_size) for eye in EYES]
     blink = lids_shut(landmarks)[-clip_frames:, None, None]
-    return mouth, torch.stack(both).amax(0) * (1 + (BLINK_WEIGHT - 1) * blink)
+    eyes = eye_shares(landmarks[-clip_frames:], size, latent_size).amax(0)
+    return mouth, eyes * (1 + (BLINK_WEIGHT - 1) * blink)
+
+
+def eye_shares(landmarks: Tensor, size: int, latent_size: int) -> Tensor:
+    """Landmarks [F, V, 3] -> [2, F, H, W], each latent pixel's share in the box of each eye."""
+    points = landmarks[..., :2].float()
+    return torch.stack([box_share(_eye_box(points, *eye[:2]), size, latent_size) for eye in EYES])
 
 
 def lids_shut(landmarks: Tensor) -> Tensor:
