@@ -60,7 +60,7 @@ class Needs:
     pictures: bool = True  # False: latents alone, nothing is decoded
     first_clips: float = 0.0  # share of samples that begin a video: the reference lies before them
     blinks: float = 0.0  # share of samples that are sought where eyes shut; others lie anywhere
-    held_lids: float = 0.0  # share of samples whose motion frames have eyes that are half shut
+    held_lids: float = 0.0  # share of samples whose motion latents have eyes that are half shut
 
     @property
     def num_frames(self) -> int:
@@ -230,7 +230,7 @@ class ClipDataset:
     def _start_at_blink(self, labels: Labels, start: int, seed: int) -> int:
         """Where a sample begins so that eyes shut in it; `start` where the clip has no blink."""
         needs = self.needs
-        shut = np.flatnonzero(lids_shut(torch.from_numpy(labels.landmarks)).numpy() > 0.5)
+        shut = _blink_frames(labels)
         if len(shut) == 0:
             return start
         blink = int(shut[derive_seed(seed, "which blink") % len(shut)])
@@ -245,7 +245,7 @@ class ClipDataset:
         What a model has generated it must be able to leave: lids that were caught on their way.
         """
         motion = self.needs.motion_frames
-        shut = np.flatnonzero(lids_shut(torch.from_numpy(labels.landmarks)).numpy() > 0.5)
+        shut = _blink_frames(labels)
         if len(shut) == 0:
             return
         blink = latents[int(shut[np.abs(shut - start).argmin()])]
@@ -254,7 +254,8 @@ class ClipDataset:
         each = torch.from_numpy(rng.uniform(0, 1, (2, 1, 1, 1))).float()  # one may be more open
         share = (each * eyes).amax(0)
         kept = sample["latents"].clone()
-        kept[:motion] = torch.lerp(kept[:motion].float(), blink.float(), share[:, None]).half()
+        mixed = torch.lerp(kept[:motion].float(), blink.float(), share[:, None])
+        kept[:motion] = mixed.to(kept.dtype)
         sample["latents"] = kept
 
     def _label_tensors(
@@ -299,6 +300,11 @@ class ClipDataset:
         if not self._clips.has(row, "flac"):
             return torch.zeros(len(around), self._features.width, dtype=torch.float16)
         return self._features.read(row)[around]
+
+
+def _blink_frames(labels: Labels) -> np.ndarray:
+    """The frames of a clip whose eyes are more shut than open."""
+    return np.flatnonzero(lids_shut(torch.from_numpy(labels.landmarks)).numpy() > 0.5)
 
 
 def union_mask(boxes: np.ndarray, size: int) -> np.ndarray:
