@@ -20,7 +20,7 @@ from torch import Tensor
 from emo_cli.errors import EmoError
 from emo_cli.portrait import GROWTH
 from emo_cli.training.draws import Draw, begins_video, derive_seed
-from emo_cli.training.face_parts import eye_shares, lids_shut
+from emo_cli.training.face_parts import blink_frames, held_lids
 from emo_cli.training.samples import (
     Labels,
     Split,
@@ -230,7 +230,7 @@ class ClipDataset:
     def _start_at_blink(self, labels: Labels, start: int, seed: int) -> int:
         """Where a sample begins so that eyes shut in it; `start` where the clip has no blink."""
         needs = self.needs
-        shut = _blink_frames(labels)
+        shut = blink_frames(labels.landmarks)
         if len(shut) == 0:
             return start
         blink = int(shut[derive_seed(seed, "which blink") % len(shut)])
@@ -240,22 +240,15 @@ class ClipDataset:
     def _hold_lids(
         self, sample: dict[str, Tensor], labels: Labels, latents: Tensor, start: int, seed: int
     ) -> None:
-        """Lets the motion frames' eyes be half shut, by the blink of the clip nearest to them.
-
-        What a model has generated it must be able to leave: lids that were caught on their way.
-        """
-        motion = self.needs.motion_frames
-        shut = _blink_frames(labels)
+        """Lets the motion frames' eyes be half shut, by the blink of the clip nearest to them."""
+        shut = blink_frames(labels.landmarks)
         if len(shut) == 0:
             return
+        motion = self.needs.motion_frames
         blink = latents[int(shut[np.abs(shut - start).argmin()])]
-        eyes = eye_shares(sample["landmarks"][:motion], self.needs.size, latents.shape[-1])
-        rng = np.random.default_rng(derive_seed(seed, "held lids"))
-        each = torch.from_numpy(rng.uniform(0, 1, (2, 1, 1, 1))).float()  # one may be more open
-        share = (each * eyes).amax(0)
         kept = sample["latents"].clone()
-        mixed = torch.lerp(kept[:motion].float(), blink.float(), share[:, None])
-        kept[:motion] = mixed.to(kept.dtype)
+        landmarks = sample["landmarks"][:motion]
+        kept[:motion] = held_lids(kept[:motion], landmarks, blink, self.needs.size, seed)
         sample["latents"] = kept
 
     def _label_tensors(
@@ -300,11 +293,6 @@ class ClipDataset:
         if not self._clips.has(row, "flac"):
             return torch.zeros(len(around), self._features.width, dtype=torch.float16)
         return self._features.read(row)[around]
-
-
-def _blink_frames(labels: Labels) -> np.ndarray:
-    """The frames of a clip whose eyes are more shut than open."""
-    return np.flatnonzero(lids_shut(torch.from_numpy(labels.landmarks)).numpy() > 0.5)
 
 
 def union_mask(boxes: np.ndarray, size: int) -> np.ndarray:

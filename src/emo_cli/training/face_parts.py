@@ -5,8 +5,11 @@ Shapes: F frames, V = 478 landmarks of MediaPipe, H W latent size; coordinates a
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from emo_cli.training.draws import derive_seed
 
 OUTER_LIPS = (61, 37, 0, 267, 291, 314, 17, 84)
 LIP_MARGIN = (0.15, 0.35)  # of the lips' width and height: an open jaw moves what is around them
@@ -48,6 +51,23 @@ def lids_shut(landmarks: Tensor) -> Tensor:
     fallen = 1 - height / height.quantile(0.9).clamp_min(1e-3)
     begin, end = LIDS_FALL
     return ((fallen - begin) / (end - begin)).clamp(0, 1)
+
+
+def blink_frames(landmarks: np.ndarray) -> np.ndarray:
+    """Landmarks [T, V, 3] of a clip -> numbers of the frames whose eyes are more shut than open."""
+    return np.flatnonzero(lids_shut(torch.from_numpy(landmarks)).numpy() > 0.5)
+
+
+def held_lids(latents: Tensor, landmarks: Tensor, blink: Tensor, size: int, seed: int) -> Tensor:
+    """Latents [F, C, H, W] whose eyes are drawn towards those of a `blink` [C, H, W].
+
+    Each eye of the landmarks [F, V, 3] by its own share, the same in all frames. What a model has
+    generated it must be able to leave: lids that were caught on their way.
+    """
+    rng = np.random.default_rng(derive_seed(seed, "held lids"))
+    each = torch.from_numpy(rng.uniform(0, 1, (2, 1, 1, 1))).float()
+    share = (each * eye_shares(landmarks, size, latents.shape[-1])).amax(0)
+    return torch.lerp(latents.float(), blink.float(), share[:, None]).to(latents.dtype)
 
 
 def box_share(boxes: Tensor, size: int, latent_size: int) -> Tensor:
