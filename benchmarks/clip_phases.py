@@ -53,7 +53,7 @@ def clip_phases(engine: Engine, video: Video) -> dict[str, Phase]:
         "clip conditions": Phase(call=prepare, times=1),
     }
     phases |= step_phases(engine, video, prepare(), noise.to(engine.dtype))
-    decode = partial(engine.decode, noise, config.clip_frames)
+    decode = partial(engine._start_decoding, noise, config.clip_frames)
     return phases | {"decode": Phase(call=decode, times=1)}
 
 

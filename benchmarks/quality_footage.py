@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quality_material import Material, silence, voices
+from quality_material import Material, joined, silence, voices
 from quality_measures import Word, read_alignment
 from quality_videos import THUMBNAIL, Studio, Watched, thumbnail, write_sheet
 
@@ -180,10 +180,10 @@ def film_regions(shooting: Shooting, footage: Footage) -> None:
 
 
 def film_long(shooting: Shooting, footage: Footage) -> None:
-    """A minute without a break: the longest sound there is."""
-    sound = max(shooting.material.sounds, key=lambda path: path.stat().st_size)
+    """A minute without a break: the sounds one after the other."""
+    sound = joined(shooting.studio.folder, shooting.material.sounds, LONG_S)
     portrait = shooting.portrait(0)
-    name = f"long-{portrait.stem}-{sound.stem}"
+    name = f"long-{portrait.stem}"
     footage.long = shooting.studio.video(name, portrait, sound, duration_s=LONG_S)
     shooting.sheet("long", [(portrait, footage.long)])
 

@@ -265,7 +265,7 @@ def life_lines(footage: Footage) -> list[Line]:
     return [
         _line("blinks", "blinks a minute", blinks, f"{low} to {high} (ours)",
               low <= blinks <= high, f"real speaker {real_blinks:.0f}"),
-        _line("head", "head rotation at speed 1, degrees a frame", turning,
+        _line("head", "head rotation, degrees a frame", turning,
               f"{slow} to {fast} (ours)", slow <= turning <= fast,
               f"real speaker {real_turning:.2f}"),
         at_most("background", "change of the upper corners, grey levels a frame", wall, STILL,

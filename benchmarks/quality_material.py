@@ -1,17 +1,21 @@
-"""The faces and sounds that `mini_quality.py` judges with: none of them was trained on."""
+"""The faces and sounds that `mini_quality.py` judges with.
+
+No network saw the people or GRID's sentences. The other sounds trained the audio encoder and
+nothing else: no face was ever shown with them.
+"""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import tempfile
-import wave
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain, cycle, zip_longest
 from pathlib import Path
 
 import numpy as np
+import soundfile
 from quality_measures import FPS, syllable_envelope
 
 from emo_cli.errors import EmoError
@@ -117,11 +121,23 @@ def foreign_speech(folder: Path) -> Path:
 
 def silence(folder: Path, seconds: float) -> Path:
     """A sound without any."""
-    path = folder / "silence.wav"
-    folder.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE_HZ)
-        file.writeframes(bytes(2 * round(seconds * SAMPLE_RATE_HZ)))
+    return _write(folder / "silence.wav", np.zeros(round(seconds * SAMPLE_RATE_HZ), np.float32))
+
+
+def joined(folder: Path, sounds: Sequence[Path], seconds: float) -> Path:
+    """The sounds one after the other, from the first again where they are too short."""
+    parts: list[np.ndarray] = []
+    missing = round(seconds * SAMPLE_RATE_HZ)
+    for path in cycle(sounds):
+        with tempfile.TemporaryDirectory() as work:
+            parts.append(np.array(decode_sound(path, Path(work)).samples[:missing]))
+        missing -= len(parts[-1])
+        if not missing:
+            return _write(folder / "joined.wav", np.concatenate(parts))
+    raise ValueError("no sound to join")
+
+
+def _write(path: Path, samples: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, SAMPLE_RATE_HZ)
     return path

@@ -1,7 +1,9 @@
 """The benchmarks run at small width on a CPU, and count what they say they count."""
 
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +39,7 @@ def test_the_table_of_full_is_made_row_by_row():
 
     rows = (Row(quality="balanced"), Row(quality="fast"), Row(quality="fast", low_vram=True))
     results = table(SMALL_FULL, rows, CPU, torch.float32, clips=1, budget_s=1e9)
+    assert results["fast, eager, low VRAM"]["goal_s"] == 2 * results["fast, eager"]["s_per_clip"]
     assert list(results) == ["balanced, eager", "fast, eager", "fast, eager, low VRAM"]
     balanced, fast, low = results.values()
     assert 0 < fast["tflop"] < balanced["tflop"] / 2
@@ -51,6 +54,68 @@ def test_rows_beyond_the_budget_are_left_out(capsys):
     rows = (Row(quality="fast"),)
     assert table(SMALL_FULL, rows, CPU, torch.float32, clips=1, budget_s=-1.0) == {}
     assert "left out" in capsys.readouterr().out
+
+
+def test_a_row_that_fails_leaves_the_others_their_figures(monkeypatch, capsys):
+    import full
+
+    def measure_row(row, *given):
+        if row.low_vram:
+            raise torch.OutOfMemoryError("too much")
+        return whole(row, *given)
+
+    whole = full.measure_row
+    monkeypatch.setattr(full, "measure_row", measure_row)
+    rows = (full.Row(quality="fast", low_vram=True), full.Row(quality="fast"))
+    results = full.table(SMALL_FULL, rows, CPU, torch.float32, clips=1, budget_s=1e9)
+    assert list(results) == ["fast, eager"]
+    assert "low VRAM: failed, OutOfMemoryError: too much" in capsys.readouterr().out
+
+
+def test_a_clip_costs_the_time_between_two_that_are_handed_out(monkeypatch):
+    """As on a GPU: a clip comes when the next one is launched, the last two come together."""
+    import full
+
+    now = 0.0
+
+    class Overlapping:
+        def clips(self, count):
+            nonlocal now
+            for index in range(count):
+                now = 1.5 * min(index + 2, count)
+                yield SimpleNamespace(motion=torch.zeros(1))
+
+    monkeypatch.setattr(full, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(full, "prepared", lambda engine, quality, clips: clips)
+    monkeypatch.setattr(full.Engine, "of_model", lambda *given, **how: Overlapping())
+    row, nothing = full.Row(quality="fast"), torch.nn.Identity()
+    assert full.measure_row(row, nothing, torch.float32, CPU, 3)[0]["s_per_clip"] == 1.5
+
+
+@pytest.mark.parametrize(
+    "ways", [({}, {"low_vram": True}), pytest.param(({"compiled": True},), marks=pytest.mark.slow)]
+)
+def test_the_whole_table_comes_from_one_run(monkeypatch, capsys, ways):
+    import full
+
+    monkeypatch.setattr(full, "ROWS", tuple(full.Row(quality="fast", **way) for way in ways))
+    full.main(SMALL_FULL, ["--device", "cpu", "--dtype", "fp32", "--clips", "1", "--profile"])
+    printed = capsys.readouterr().out
+    found = json.loads(printed.splitlines()[-1])
+    assert len(found["rows"]) == len(ways) and found["step"]["emo"]["gflop"] > 0
+    assert ("Self CPU" in printed) == ({} in ways)
+
+
+def test_generate_times_each_phase_and_whole_clips(monkeypatch, capsys, tmp_path):
+    import generate
+
+    folder = save_small(tmp_path, SMALL_MINI)
+    given = ["--model", str(folder), "--device", "cpu", "--clips", "3", "--steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["generate.py", *given])
+    generate.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    kinds = {"load", "audio, a window", "reference", "clip conditions", "decode", "clip", "mux"}
+    assert kinds <= found["phases"].keys() and found["phases"]["clip"]["gflop"] > 0
 
 
 def test_a_step_is_compared_with_diffusers_of_the_same_widths():

@@ -11,8 +11,8 @@ import torch
 from small_models import SMALL_FULL, save_small
 
 from emo_cli import Engine, GenerateOptions
-from emo_cli.denoiser import BackboneSteps, ClipDenoiser
-from emo_cli.device import Offload, choose_dtype, keep_freed_memory
+from emo_cli.denoiser import BackboneSteps
+from emo_cli.device import Offload, choose_dtype, download, keep_freed_memory, upload
 from emo_cli.errors import EmoError
 from emo_cli.files import sha256_of
 from emo_cli.model.load import SUMS, load_model
@@ -252,6 +252,20 @@ def test_low_vram_gives_the_same_video_and_holds_weights_back(small_model, portr
     assert {name: p.data_ptr() for name, p in engine.model.named_parameters()} == at_home
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_what_goes_to_the_device_and_back_is_the_same(dtype):
+    there = upload(torch.arange(6, dtype=dtype).view(2, 3), torch.device("cpu"))
+    assert torch.equal(download(there)(), torch.arange(6, dtype=dtype).view(2, 3))
+
+
+@pytest.mark.gpu
+def test_a_download_waits_for_nothing_that_came_later():
+    here = torch.randn(1000)
+    fetch = download(upload(here, torch.device("cuda")))
+    torch.cuda._sleep(2_000_000_000)  # cycles
+    assert torch.equal(fetch(), here) and not torch.cuda.current_stream().query()
+
+
 def test_a_part_lies_elsewhere_only_while_it_works(engine):
     part = engine.model.reference_net
     before = [p.data_ptr() for p in part.parameters()]
@@ -433,29 +447,30 @@ def test_other_ways_to_run_on_cuda_equal_eager(
 def test_low_vram_holds_fewer_weights_on_the_device(cuda_engines, portrait, sound, tmp_path):
     engine = cuda_engines["low_vram"]
     assert all(p.device.type == "cpu" for p in engine.model.parameters())
-    motion_of(engine, portrait, sound, tmp_path)
+    weights = sum(p.numel() * p.element_size() for p in engine.model.parameters())
+    peaks = {}
+    for name in ("eager", "low_vram"):  # the eager engine's weights lie there both times
+        torch.cuda.reset_peak_memory_stats()
+        motion_of(cuda_engines[name], portrait, sound, tmp_path)
+        peaks[name] = torch.cuda.max_memory_allocated()
+    assert peaks["low_vram"] < peaks["eager"] + weights
     assert all(p.device.type == "cpu" for p in engine.model.parameters())
 
 
 @pytest.mark.gpu
-def test_the_steps_of_a_clip_never_wait_for_the_device(cuda_engines, portrait, sound, tmp_path):
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+def test_a_clip_never_waits_for_the_device(cuda_engines, portrait, sound, tmp_path, solver):
     engine = cuda_engines["eager"]
-    video = guided_video(engine, portrait, sound, tmp_path, cache_interval=2)
+    video = guided_video(engine, portrait, sound, tmp_path, cache_interval=2, solver=solver)
     list(engine.clips(video))  # warm
-    conditions = engine._conditions(video, next(iter(engine_plan(video))), None)
-    with torch.inference_mode():
-        clip = engine.model.backbone.prepare_clip(*conditions)
-        noise = torch.randn(1, 12, 4, 8, 8, device="cuda")
-        predict = ClipDenoiser(engine.steps, video.state, clip, branches=2, frames=12, layers=1)
-        both, at = noise.to(engine.dtype).expand(2, -1, -1, -1, -1), torch.full((2,), 500).cuda()
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for reuse in (False, True):
-                outputs = predict(both, at, reuse)
-            video.scheduler.step(outputs[:1].float(), 751, noise)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    motion = torch.randn(1, 4, 4, 8, 8, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for planned in engine_plan(video):
+            engine._denoise_clip(video, planned, motion)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(("has_amx", "numbers"), [(True, torch.bfloat16), (False, torch.float32)])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from made_faces import write_video
 from PIL import Image
 
@@ -393,7 +394,8 @@ def test_speeds_and_regions_differ_in_nothing_else(filmed):
     asked = [o.get("speed", o.get("variant")) for _, _, o in speeds[::2]]
     assert asked == [" without speed layers", 0.1, 0.7, 1.3, 1.9]
     assert [o["face_region"] for _, _, o in by_film["region"]] == ["box", "wide", "tall", "all"]
-    assert by_film["long"][0][2] == {"duration_s": 60}
+    _, minute, how = by_film["long"][0]
+    assert how == {"duration_s": 60} and soundfile.info(minute).frames == 60 * 16_000
 
 
 class MeanColour:

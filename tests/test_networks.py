@@ -10,7 +10,7 @@ from small_models import SMALL_FULL, SMALL_MINI, SMALL_UNET, randomised
 from torch import nn
 
 from emo_cli.errors import EmoError
-from emo_cli.model import pretrained
+from emo_cli.model import layers, pretrained
 from emo_cli.model.backbone import Backbone, VideoState
 from emo_cli.model.layers import (
     FeedForward,
@@ -368,3 +368,15 @@ def test_full_has_the_names_shapes_and_counts_of_sd_and_animatediff():
     }
     assert ours == theirs
     assert sum(p.numel() for p in unet.parameters()) == 859_520_964  # SD 1.5
+
+
+def test_attention_of_five_dimensions_reaches_fused_kernels_with_four(monkeypatch):
+    shapes = []
+
+    def fused(q, k, v):
+        shapes.append(q.shape)
+        return q
+
+    monkeypatch.setattr(layers.F, "scaled_dot_product_attention", fused)
+    q, k = torch.empty(2, 5, 3, 12, 8, device="meta"), torch.empty(2, 5, 3, 16, 8, device="meta")
+    assert layers.attention(q, k, k).shape == q.shape and shapes == [(10, 3, 12, 8)]

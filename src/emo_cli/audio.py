@@ -87,6 +87,8 @@ class AudioFeatures:
         """
         import torch
 
+        from emo_cli.device import upload
+
         frames = np.arange(start_frame, stop_frame).clip(0, self.num_frames - 1)
         parts = []
         while len(frames):
@@ -95,7 +97,7 @@ class AudioFeatures:
             count = int(np.searchsorted(frames, last))
             rows = torch.from_numpy(frames[:count] - first)
             window = self._window(index)
-            parts.append(window[rows.to(window.device)])
+            parts.append(window[upload(rows, window.device)])
             frames = frames[count:]
         return torch.cat(parts)  # [n, L*D]
 

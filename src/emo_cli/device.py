@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -82,6 +82,28 @@ def out_of_memory_hint() -> Iterator[None]:
         ) from error
 
 
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host tensor on the device. Out of pinned memory: the host does not wait for the work that
+    a GPU was given before."""
+    pinned = tensor.pin_memory() if device.type == "cuda" and tensor.is_cpu else tensor
+    return pinned.to(device, non_blocking=True)
+
+
+def download(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Starts to copy to the host; the call waits for that, not for what a GPU is given later."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    done = torch.cuda.current_stream(tensor.device).record_event()
+
+    def wait() -> torch.Tensor:
+        done.synchronize()
+        return host
+
+    return wait
+
+
 class Offload:
     """Keeps weights in host memory and has those of one part on the device while it works.
 
@@ -95,15 +117,16 @@ class Offload:
     @contextlib.contextmanager
     def at_work(self, part: nn.Module) -> Iterator[None]:
         """The part's weights are on the device inside `with`, and only there."""
+        tensors = [*part.parameters(), *part.buffers()]
         # Tensors made in inference mode cannot become a parameter's data.
         with torch.inference_mode(False), torch.no_grad():
-            tensors = [*part.parameters(), *part.buffers()]
             for tensor in tensors:
                 tensor.data = _pinned(tensor.data) if self.device.type == "cuda" else tensor.data
-            home = [tensor.data for tensor in tensors]
-            for tensor in tensors:
-                tensor.data = tensor.data.to(self.device, non_blocking=True, copy=True)
+        home = [tensor.data for tensor in tensors]
         try:
+            with torch.inference_mode(False), torch.no_grad():
+                for tensor in tensors:
+                    tensor.data = tensor.data.to(self.device, non_blocking=True, copy=True)
             yield
         finally:
             with torch.inference_mode(False), torch.no_grad():

@@ -27,8 +27,10 @@ from emo_cli.device import (
     Offload,
     choose_device,
     choose_dtype,
+    download,
     keep_freed_memory,
     out_of_memory_hint,
+    upload,
 )
 from emo_cli.frames import Clip, MadeClip, start_decoding
 from emo_cli.model.backbone import VideoState
@@ -213,7 +215,9 @@ class Engine:
                 latents = self._denoise_clip(video, planned, motion)
                 motion = latents[:, -config.motion_frames :]
                 frames = self._start_decoding(latents, planned.num_frames)
-            made = MadeClip(index=planned.index, frames=frames, motion=motion, started=started)
+            made = MadeClip(
+                index=planned.index, frames=frames, motion=download(motion), started=started
+            )
             if last is not None:
                 yield last.finish(finished)
                 finished = time.perf_counter()
@@ -234,7 +238,7 @@ class Engine:
             clip_generator(video.options.seed, planned.index),
             config.diffusion.shared_noise,
             config.diffusion.shared_temperature,
-        ).to(self.device)
+        )
         conditions = self._conditions(video, planned, motion)
         with self._at_work(self.model.backbone):
             predict = ClipDenoiser(
@@ -247,7 +251,7 @@ class Engine:
             )
             return denoise(
                 predict,
-                noise,
+                upload(noise, self.device),
                 video.scheduler,
                 video.branches,
                 self.dtype,
@@ -277,7 +281,8 @@ class Engine:
             planned.start - reach, planned.start + self.config.clip_frames + reach
         )
         audio = windows(features.to(self.dtype), 2 * reach + 1)
-        on = torch.tensor([float(branch.audio) for branch in video.branches]).to(audio)
+        on = torch.tensor([float(branch.audio) for branch in video.branches], dtype=audio.dtype)
+        on = upload(on, audio.device)
         return on[:, None, None, None] * audio
 
     def _motion_features(self, motion: Tensor | None, branches: int) -> list[Tensor]:

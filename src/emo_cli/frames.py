@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emo_cli.device import download
 from emo_cli.model.autoencoder import KLAutoencoder, PatchAutoencoder
 
 CPU_DECODE_SLICE = 3  # larger tensors are mapped into memory anew at each call
@@ -34,12 +35,12 @@ class MadeClip:
 
     index: int
     frames: Callable[[], np.ndarray]
-    motion: Tensor
+    motion: Callable[[], Tensor]
     started: float
 
     def finish(self, before: float) -> Clip:
         """Wait for it; `before`: when the clip before it was done."""
-        frames, motion = self.frames(), self.motion.cpu()
+        frames, motion = self.frames(), self.motion()
         seconds = time.perf_counter() - max(self.started, before)
         return Clip(index=self.index, frames=frames, motion=motion, seconds=seconds)
 
@@ -56,16 +57,5 @@ def start_decoding(
         slice_size = CPU_DECODE_SLICE
     pictures = autoencoder.decode(latents, slice_size=slice_size)
     pixels = (pictures.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-    pixels = pixels.permute(0, 2, 3, 1).contiguous()
-    if pixels.device.type != "cuda":
-        return lambda: pixels.cpu().numpy()
-    host = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
-    host.copy_(pixels, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record()
-
-    def wait() -> np.ndarray:
-        done.synchronize()
-        return host.numpy()
-
-    return wait
+    arrived = download(pixels.permute(0, 2, 3, 1).contiguous())
+    return lambda: arrived().numpy()

@@ -34,7 +34,7 @@ TABLE: dict[tuple[Layout, Quality], Preset] = {
     ("full", "balanced"): Preset(
         solver="dpm++", steps=20, guidance_interval=MIDDLE, guidance_rescale=0.7
     ),
-    ("full", "fast"): Preset(solver="unipc", steps=10, guidance=1.0, cache_interval=2),
+    ("full", "fast"): Preset(solver="dpm++", steps=10, guidance=1.0, cache_interval=2),
     ("mini", "paper"): Preset(solver="ddim", steps=40),
     ("mini", "balanced"): Preset(solver="ddim", steps=10),
     ("mini", "fast"): Preset(solver="ddim", steps=2, guidance=1.0),

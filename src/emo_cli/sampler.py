@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from emo_cli.config import DiffusionConfig, Solver
+from emo_cli.device import upload
 from emo_cli.errors import EmoError
 
 TRAIN_STEPS = 1000
@@ -171,8 +172,8 @@ def denoise(
 ) -> Tensor:
     """Noise [1, F, C, H, W] -> latents of the same shape, in fp32.
 
-    All guidance branches run as one batch; outside of the interval the first one runs alone. The
-    steps never wait for the device.
+    All guidance branches run as one batch; outside of the interval the first one runs alone. With
+    DDIM and DPM-Solver++ the host never waits for the device; diffusers' UniPC makes it.
     """
     scheduler.set_timesteps(scheduler.num_inference_steps)
     steps = plan_steps(
@@ -181,8 +182,8 @@ def denoise(
         interval=guidance_interval,
         cache_interval=cache_interval,
     )
-    timesteps = scheduler.timesteps.to(noise.device)
-    weights = torch.tensor([branch.weight for branch in branches], device=noise.device)
+    timesteps = upload(scheduler.timesteps, noise.device)
+    weights = upload(torch.tensor([branch.weight for branch in branches]), noise.device)
     latents = noise.float()
     for index, step in enumerate(steps):
         count = len(branches) if step.guided else 1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from emo_cli.config import SpeedConfig
+from emo_cli.device import upload
 from emo_cli.model.layers import sinusoid
 
 
@@ -25,8 +26,8 @@ class SpeedEncoder(nn.Module):
 
     def buckets(self, speed: Tensor) -> Tensor:
         """Speed [...] in degrees per frame -> [..., d] in -1..1."""
-        centres = torch.tensor(self.config.centres, device=speed.device, dtype=torch.float32)
-        radii = torch.tensor(self.config.radii, device=speed.device, dtype=torch.float32)
+        both = torch.tensor([self.config.centres, self.config.radii])  # [2, d]
+        centres, radii = upload(both, speed.device)
         return torch.tanh((speed.float()[..., None] - centres) / radii * 3)
 
     def forward(self, windows: Tensor, motion_frames: int) -> Tensor:
