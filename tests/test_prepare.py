@@ -33,6 +33,7 @@ from emo_cli.training.prepare import PrepareOptions, look, prepare
 from emo_cli.training.prepare_video import PackedSample, VideoTask, WantedSpan, prepare_video
 from emo_cli.training.samples import Labels, decode_frames, decode_sound, unpack_labels
 from emo_cli.training.shots import Stretch, divide, find_shots, within
+from emo_cli.training.splits import name_hash
 from emo_cli.training.tracks import Track, follow_face, stable_crop
 from emo_cli.video_workers import Finished, VideoWorkers
 
@@ -458,6 +459,22 @@ def test_without_a_rule_our_own_held_out_clips_stay_out() -> None:
     who = split_rule(None, 0.05)
     assert who(Path("/data/grid_s1/bbas2p.mp4"), "") == ("grid_s1/bbas2p", "val")
     assert who(Path("/data/grid_s1/bbaf2n.mp4"), "") == ("grid_s1/bbaf2n", "train")
+
+
+def test_the_share_asked_for_is_held_out_and_more_holds_out_the_same_people() -> None:
+    videos = [Path(f"/raw/p{i}_{take}.mp4") for i in range(300) for take in "ab"]
+
+    def held_out(share: float) -> set[str]:
+        found = {split_rule(None, share)(video, "") for video in videos}
+        assert len(found) == 300  # each identity in one split
+        return {who for who, split in found if split == "val"}  # type: ignore[misc]
+
+    assert held_out(0) == set() and len(held_out(1)) == 300
+    assert 40 < len(held_out(0.2)) < 80
+    assert held_out(0.05) < held_out(0.2) < held_out(0.5)
+    assert held_out(0.05) == {
+        f"raw/p{i}" for i in range(300) if int(name_hash(f"raw/p{i}"), 16) % 20 == 0
+    }
 
 
 def test_hdtf_lists_give_times_regions_and_identities(tmp_path: Path) -> None:

@@ -382,6 +382,22 @@ def test_a_held_out_still_speaks_with_a_held_out_driver(tmp_path: Path) -> None:
     assert len({job.key for job in jobs}) == 120
 
 
+def test_a_still_without_a_driver_on_its_side_is_left_out(tmp_path: Path) -> None:
+    for name in [f"p{i}.png" for i in range(60)] + ["c.mp4"]:
+        (tmp_path / name).touch()
+    puppets = Puppets(
+        stills=(tmp_path,), drivers=(tmp_path,), shapes=None, out=tmp_path / "out",
+        count=60, size=256, seed=0, held_out_share=0.4,
+    )  # fmt: skip
+    side = is_held_out(tmp_path / "c.mp4", 0.4)
+    jobs = plan_jobs(puppets)
+    assert {is_held_out(job.still, 0.4) for job in jobs} == {side} and 10 < len(jobs) < 50
+    nobody = plan_jobs(dataclasses.replace(puppets, held_out_share=0.0))
+    assert len(nobody) == 60 and {job.split for job in nobody} == {"train"}
+    kept = {job.key: job for job in nobody}
+    assert all((job.still, job.plan) == (kept[job.key].still, kept[job.key].plan) for job in jobs)
+
+
 def test_speech_without_shapes_and_empty_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "p.png").touch()
     (tmp_path / "said.wav").touch()

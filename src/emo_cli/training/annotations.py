@@ -16,10 +16,9 @@ from typing import Any
 
 from emo_cli.errors import EmoError
 from emo_cli.training.samples import Split
-from emo_cli.training.splits import OTHER_SHARE, identity, is_held_out, name_hash
+from emo_cli.training.splits import identity, is_held_out, name_hash
 from emo_cli.training.tracks import Region
 
-HELD_OUT_SHARE = 1 / OTHER_SHARE
 LIST_HINT = (
     "--list takes HDTF's *_annotion_time.txt, VFHQ's folder of Clip+*.txt, CelebV-HQ's "
     "celebvhq_info.json."
@@ -171,9 +170,14 @@ def split_rule(split_by: str | None, held_out_share: float) -> WhoIs:
     else the rule of `splits.py`. Raises: EmoError for a CSV or expression that will not do.
     """
     if split_by is None:
-        return lambda video, listed: (
-            (listed, _split_of(listed, held_out_share)) if listed else _by_name(video)
-        )
+
+
+        def by_name(video: Path, listed: str) -> tuple[str, Split]:
+            if listed:
+                return listed, _split_of(listed, held_out_share)
+            return identity(video), "val" if is_held_out(video, held_out_share) else "train"
+
+        return by_name
     if split_by.lower().endswith(".csv"):
         rows = _read_csv(Path(split_by), held_out_share)
         return lambda video, listed: rows.get(video.name) or rows.get(video.stem)
@@ -193,10 +197,6 @@ def split_rule(split_by: str | None, held_out_share: float) -> WhoIs:
         return (found[1], _split_of(found[1], held_out_share)) if found and found[1] else None
 
     return by_pattern
-
-
-def _by_name(video: Path) -> tuple[str, Split]:
-    return identity(video), "val" if is_held_out(video) else "train"
 
 
 def _split_of(name: str, held_out_share: float) -> Split:

@@ -20,7 +20,6 @@ from emo_cli.faces import FaceFinder
 from emo_cli.raw_video import FPS, VIDEO_SUFFIXES, probe
 from emo_cli.sound import SAMPLE_RATE_HZ
 from emo_cli.training.annotations import (
-    HELD_OUT_SHARE,
     Span,
     Spans,
     WhoIs,
@@ -31,6 +30,7 @@ from emo_cli.training.prepare_records import Record, Records, count_up, video_na
 from emo_cli.training.prepare_video import Dropped, VideoTask, WantedSpan, prepare_video
 from emo_cli.training.samples import PackedSample
 from emo_cli.training.shards import ShardWriter, write_json
+from emo_cli.training.splits import HELD_OUT_SHARE
 from emo_cli.video_workers import Failed, Finished, MakeTool, VideoWorkers
 
 REPORT = "report.json"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emo_cli.errors import EmoError
-from emo_cli.training.splits import OTHER_SHARE
+from emo_cli.training.splits import HELD_OUT_SHARE
 
 if TYPE_CHECKING:
     from emo_cli.training.prepare import PrepareOptions, Progress
@@ -39,7 +39,7 @@ def prepare_command(
     ] = None,
     held_out: Annotated[
         float, typer.Option(min=0, max=1, help="Share of identities kept for validation.")
-    ] = 1 / OTHER_SHARE,
+    ] = HELD_OUT_SHARE,
     audio_model: Annotated[
         str | None,
         typer.Option(help="Add sound features by this model: 'mini' or a model folder."),
@@ -100,6 +100,7 @@ def prepare_command(
             count=count,
             size=size,
             seed=seed,
+            held_out_share=held_out,
         )
     if dry_run:
         _dry_run(options, puppets)
@@ -108,6 +109,8 @@ def prepare_command(
         _prepare(options)
     if puppets is not None:
         _prepare_puppets(puppets, workers)
+    if raw or puppets is not None:
+        _check_splits(out)
     _precompute(out, audio_model, latents, device, bf16=precision == "bf16")
     typer.echo(out)
 
@@ -141,8 +144,6 @@ def _prepare(options: PrepareOptions) -> None:
         note(f"{split}: {clips} clips, {minutes:.1f} min, {kept['sounding'][split]} with sound")
     _print_reasons(report["reasons"])
     note(f"all reasons: {options.out / REPORT}; per video: {options.out / 'videos'}")
-    if not kept["clips"]:
-        raise EmoError("no clip could be made", "The reasons stand above.")
     if failed := report["videos"].get("failed"):
         warn(f"{failed} videos failed; run the same command again to retry them")
 
@@ -162,6 +163,20 @@ def _prepare_puppets(puppets: Puppets, workers: int) -> None:
 
         written = write_puppets(puppets, workers=workers, say=warn, progress=show)
     note(f"{written} new puppet clips")
+
+
+def _check_splits(out: Path) -> None:
+    from emo_cli.console import note
+    from emo_cli.training.shards import read_lines
+
+    splits = {line["split"] for line in read_lines(out)}
+    if not splits:
+        raise EmoError("no clip could be made", "The reasons stand above.")
+    if "val" not in splits:
+        note(
+            "no clip is held out for validation; for some, choose another --out and a larger "
+            "share of identities, such as --held-out 0.2"
+        )
 
 
 def _precompute(

@@ -3,7 +3,7 @@
 The rule, once: in each portrait set the ten identities, and among GRID's clips the forty, whose
 names ("SET/IDENTITY") have the smallest sha256. The result is written out below, so that membership
 is a pure function of one file's name and does not move when a folder holds fewer files. Files of
-any other folder: one identity in twenty, by the same hash.
+any other folder: one identity in twenty, or the share that is asked for, by the same hash.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-OTHER_SHARE = 20  # one identity in this many is held out in folders that are not ours
+ONE_IN = 20  # identities held out in folders that are not ours
+HELD_OUT_SHARE = 1 / ONE_IN
 HELD_OUT = {
     "london": "002 016 019 067 087 097 118 121 136 141",
     "canada": "022f 024f 045f 048f 049f 063f 065f 095m 098m 152m",
@@ -34,12 +35,17 @@ def identity(path: Path) -> str:
     return f"{path.parent.name}/{path.stem.split('_')[0]}"
 
 
-def is_held_out(path: Path) -> bool:
-    """Whether a file belongs to validation, by its name and its folder's name alone."""
+def is_held_out(path: Path, share: float = HELD_OUT_SHARE) -> bool:
+    """Whether a file belongs to validation, by its name and its folder's name alone.
+
+    share: of identities, in folders that are not ours; a larger one holds out the same and more.
+    """
     group, name = identity(path).split("/", 1)
     if group in HELD_OUT:
         return name in HELD_OUT[group].split()
-    return int(name_hash(f"{group}/{name}"), 16) % OTHER_SHARE == 0
+    # A place 0..ONE_IN in units of 2**-256; the default share takes those whose rest is 0.
+    turn, rest = divmod(int(name_hash(f"{group}/{name}"), 16), ONE_IN)
+    return rest * 2**256 + turn * ONE_IN < share * ONE_IN * 2**256
 
 
 def name_hash(name: str) -> str:

@@ -19,7 +19,6 @@ from emo_cli.faces import FaceFinder
 from emo_cli.picture import read_picture
 from emo_cli.raw_video import FPS, VIDEO_SUFFIXES, probe, read_frames, read_sound
 from emo_cli.sound import SAMPLE_RATE_HZ
-from emo_cli.training.annotations import HELD_OUT_SHARE
 from emo_cli.training.draws import derive_seed, epoch_order
 from emo_cli.training.pictures import IMAGE_SUFFIXES
 from emo_cli.training.puppets.clip import (
@@ -40,7 +39,7 @@ from emo_cli.training.puppets.sound import (
 from emo_cli.training.puppets.visemes import viseme_driver
 from emo_cli.training.samples import PackedSample, Split, pack_sample
 from emo_cli.training.shards import INDEX, ShardWriter, read_lines
-from emo_cli.training.splits import identity, is_held_out
+from emo_cli.training.splits import HELD_OUT_SHARE, identity, is_held_out
 
 SHORTEST, LONGEST = 16, 250  # frames of a clip
 SPEECH = ".wav"
@@ -75,6 +74,7 @@ class Puppets:
     count: int
     size: int
     seed: int
+    held_out_share: float = HELD_OUT_SHARE  # of identities
 
 
 def write_puppets(
@@ -96,7 +96,7 @@ def write_puppets(
         "fps": FPS,
         "sample_rate_hz": SAMPLE_RATE_HZ,
         "split_by": None,
-        "held_out_share": HELD_OUT_SHARE,
+        "held_out_share": puppets.held_out_share,
     }
     written = 0
     with ShardWriter(puppets.out, about) as writer:
@@ -123,8 +123,9 @@ def missing_jobs(puppets: Puppets) -> list[Job]:
 def plan_jobs(puppets: Puppets) -> list[Job]:
     """All clips of a dataset, in order: every still comes once before any comes twice.
 
-    A held-out still speaks with a held-out driver's motion and belongs to the split "val". Raises:
-    EmoError when a folder holds nothing of use, or speech comes without shapes.
+    A held-out still speaks with a held-out driver's motion and belongs to the split "val", the
+    others with the others'; a still without a driver on its side is left out. Raises: EmoError
+    when a folder holds nothing of use, or speech comes without shapes.
     """
     pictures = _files(puppets.stills, IMAGE_SUFFIXES, "picture", "--stills")
     found = _files(puppets.drivers, VIDEO_SUFFIXES | {SPEECH}, "clip", "--drivers")
@@ -135,13 +136,14 @@ def plan_jobs(puppets: Puppets) -> list[Job]:
         )
     if not clips:
         raise EmoError("no speech has phonemes", "--drivers takes videos and `emo train speech`'s.")
-    lent = {held_out: [c for c in clips if is_held_out(c) == held_out] for held_out in (0, 1)}
-    seed, jobs = puppets.seed, []
+    share, seed, jobs = puppets.held_out_share, puppets.seed, []
+    lent = {side: [c for c in clips if is_held_out(c, share) == side] for side in (False, True)}
     for index in range(puppets.count):
         still = _deal(pictures, seed, index)
-        held_out = is_held_out(still)
-        # Where all clips are on one side, the still alone decides.
-        driver = _deal(lent[held_out] or clips, seed + 1, index)
+        held_out = is_held_out(still, share)
+        if not lent[held_out]:
+            continue
+        driver = _deal(lent[held_out], seed + 1, index)
         jobs.append(
             Job(
                 key=f"puppet-{seed}-{index:06d}",
