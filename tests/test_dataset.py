@@ -217,6 +217,17 @@ def test_an_index_cut_short_is_named(tmp_path: Path, clips: list[PackedSample]) 
         pass
 
 
+def test_a_folder_keeps_what_each_maker_of_its_samples_said(tmp_path: Path) -> None:
+    for about in ({"size": 64, "list_rows": "a"}, {"size": 64, "rotation": 1.0}):
+        with ShardWriter(tmp_path, about):
+            pass
+    about = json.loads((tmp_path / "dataset.json").read_text())
+    assert (about["list_rows"], about["rotation"]) == ("a", 1)
+    other = ShardWriter(tmp_path, {"size": 64, "list_rows": "b"})
+    with pytest.raises(EmoError, match="list_rows is 'a', not 'b'"), other:
+        pass
+
+
 @pytest.mark.parametrize("part", ["mp4", "npz"])
 def test_a_damaged_sample_is_named(tmp_path: Path, clips: list[PackedSample], part: str) -> None:
     folder = written(tmp_path / "set", clips[1:2])

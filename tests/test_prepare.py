@@ -527,9 +527,39 @@ def test_a_list_chooses_stretches_and_leaves_other_videos_out(tmp_path: Path) ->
     [line] = index_of(out)
     assert (line["identity"], line["frames"]) == ("A", 25)
     assert report["reasons"]["list: not in the list"]["examples"] == ["raw/B_001.mp4"]
-    times.write_text("B_001.mp4 00:00-00:01\n")  # another list takes what the first left out
+    times.write_text("A_001.mp4 00:00-00:02\n")  # a finished video is not looked at again
+    with pytest.raises(EmoError, match=r"other samples: list_rows is '\w{10}', not '\w{10}'$"):
+        run(raw, out, list=times)
+    with pytest.raises(EmoError, match="list_rows is .*, not None"):
+        run(raw, out)
+    with pytest.raises(EmoError, match="list_rows is .*, not None"):
+        look(PrepareOptions(raw=(raw,), out=out, size=SIZE))
+
+
+def test_a_csv_with_other_rows_is_refused_and_the_same_rows_go_on(tmp_path: Path) -> None:
+    raw, out, table = tmp_path / "raw", tmp_path / "out", tmp_path / "who.csv"
+    write_video(raw / "a.mp4", face_frames(20))
+    table.write_text("video,identity,split\na,Ann,val\nb,Bob,train\n")
+    run(raw, out, split_by=str(table))
+    table.write_text("split,identity,video\ntrain,Bob,b\nval,Ann,a\n")
+    assert run(raw, out, split_by=str(table))["videos"] == {"finished": 1}
+    table.write_text("video,identity,split\na,Ann,train\nb,Bob,train\n")
+    with pytest.raises(EmoError, match="other samples: split_by_rows is"):
+        run(raw, out, split_by=str(table))
+
+
+def test_a_dataset_of_before_takes_over_its_list(tmp_path: Path) -> None:
+    raw, out, times = tmp_path / "raw", tmp_path / "out", tmp_path / "X_annotion_time.txt"
+    write_video(raw / "A_001.mp4", face_frames(50))
+    times.write_text("A_001.mp4 00:00-00:01\n")
     run(raw, out, list=times)
-    assert [line["identity"] for line in index_of(out)] == ["A", "B"]
+    about = json.loads((out / "dataset.json").read_text())
+    del about["list_rows"], about["split_by_rows"]
+    (out / "dataset.json").write_text(json.dumps(about))
+    assert run(raw, out, list=times)["videos"] == {"finished": 1}
+    times.write_text("A_001.mp4 00:00-00:02\n")
+    with pytest.raises(EmoError, match="list_rows is"):
+        run(raw, out, list=times)
 
 
 def test_files_that_are_no_list_are_refused(tmp_path: Path) -> None:

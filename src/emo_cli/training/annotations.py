@@ -10,7 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Span:
 
 
 Spans = dict[str, list[Span]]  # by file name without suffix
+WhoIs = Callable[[Path, str], tuple[str, Split] | None]  # video, identity in the list ("": none)
+Identities = dict[str, tuple[str, Split]]  # by file name, with or without suffix
 
 
 def read_list(path: Path) -> Spans:
@@ -159,7 +161,12 @@ def _celebv(values: dict[str, Any]) -> Spans:
     return spans
 
 
-WhoIs = Callable[[Path, str], tuple[str, Split] | None]  # video, identity in the list ("": none)
+
+def rows_digest(rows: Spans | Identities | None) -> str | None:
+    """Ten hex digits that tell one list or CSV from another; None where there is none."""
+    if rows is None:
+        return None
+    return name_hash(json.dumps(rows, sort_keys=True, default=asdict))[:10]
 
 
 def split_rule(split_by: str | None, held_out_share: float) -> WhoIs:
@@ -178,8 +185,8 @@ def split_rule(split_by: str | None, held_out_share: float) -> WhoIs:
             return identity(video), "val" if is_held_out(video, held_out_share) else "train"
 
         return by_name
-    if split_by.lower().endswith(".csv"):
-        rows = _read_csv(Path(split_by), held_out_share)
+    rows = read_identities(split_by, held_out_share)
+    if rows is not None:
         return lambda video, listed: rows.get(video.name) or rows.get(video.stem)
     try:
         pattern = re.compile(split_by)
@@ -203,7 +210,14 @@ def _split_of(name: str, held_out_share: float) -> Split:
     return "val" if int(name_hash(name), 16) < held_out_share * 2**256 else "train"
 
 
-def _read_csv(path: Path, held_out_share: float) -> dict[str, tuple[str, Split]]:
+def read_identities(split_by: str | None, held_out_share: float) -> Identities | None:
+    """The rows of --split-by; None where it is no CSV.
+
+    Raises: EmoError for a CSV that will not do.
+    """
+    if split_by is None or not split_by.lower().endswith(".csv"):
+        return None
+    path = Path(split_by)
     hint = "It needs a first line 'video,identity' or 'video,identity,split'."
     try:
         with path.open(newline="", encoding="utf-8") as file:

@@ -23,13 +23,15 @@ from emo_cli.training.annotations import (
     Span,
     Spans,
     WhoIs,
+    read_identities,
     read_list,
+    rows_digest,
     split_rule,
 )
 from emo_cli.training.prepare_records import Record, Records, count_up, video_name
 from emo_cli.training.prepare_video import Dropped, VideoTask, WantedSpan, prepare_video
 from emo_cli.training.samples import PackedSample
-from emo_cli.training.shards import ShardWriter, write_json
+from emo_cli.training.shards import ShardWriter, refuse_others, write_json
 from emo_cli.training.splits import HELD_OUT_SHARE
 from emo_cli.video_workers import Failed, Finished, MakeTool, VideoWorkers
 
@@ -89,17 +91,9 @@ def prepare(
     if num_videos == 0:
         names = ", ".join(map(str, options.raw))
         raise EmoError(f"there is no video in {names}", "Name folders that hold videos, or videos.")
-    about = {
-        "size": options.size,
-        "fps": FPS,
-        "sample_rate_hz": SAMPLE_RATE_HZ,
-        # With two rules in one dataset a person could be on both sides.
-        "split_by": options.split_by,
-        "held_out_share": options.held_out_share,
-    }
     records = Records(options.out)
     with (
-        ShardWriter(options.out, about) as writer,
+        ShardWriter(options.out, wanted.about()) as writer,
         VideoWorkers(options.workers, make_finder, prepare_video) as workers,
     ):
         records.catch_up()
@@ -161,8 +155,12 @@ class _Run:
 
 
 def look(options: PrepareOptions) -> dict[str, Any]:
-    """What `prepare` would find, without writing anything: `--dry-run`."""
+    """What `prepare` would find, without writing anything: `--dry-run`.
+
+    Raises: EmoError as `prepare` does.
+    """
     wanted = _Wanted(options)
+    refuse_others(options.out, wanted.about())
     records = Records(options.out)
     counts = {"videos": 0, "finished": 0, "to_do": 0, "without_sound": 0, "hours": 0.0}
     reasons: dict[str, dict[str, Any]] = {}
@@ -202,6 +200,23 @@ class _Wanted:
                 raise EmoError(
                     f"{path} does not exist", "Name folders that hold videos, or videos."
                 )
+
+    def about(self) -> dict[str, Any]:
+        """What all clips of the dataset share."""
+        options = self._options
+        return {
+            "size": options.size,
+            "fps": FPS,
+            "sample_rate_hz": SAMPLE_RATE_HZ,
+            # With two rules in one dataset a person could be on both sides.
+            "split_by": options.split_by,
+            "split_by_rows": rows_digest(
+                read_identities(options.split_by, options.held_out_share)
+            ),
+            "held_out_share": options.held_out_share,
+            # Finished videos are not looked at again: another list would not reach them.
+            "list_rows": rows_digest(self._spans),
+        }
 
     def videos(self) -> Iterator[RawVideo]:
         """All videos, in an order that does not change; memory holds one folder's names."""

@@ -40,7 +40,7 @@ class Record:
 
     @property
     def state(self) -> str:
-        """finished | failed | left out (by a list or rule; another one may take it) | unfinished"""
+        """finished | failed | left out (by a list or rule) | unfinished"""
         if self.finished:
             return "finished"
         return "failed" if self.failed else "left out" if self.dropped else "unfinished"

@@ -58,7 +58,7 @@ class ShardWriter:
         with disk_errors(self.folder), contextlib.ExitStack() as stack:
             self.folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_locked(self.folder))
-            check_about(self.folder, self._about)
+            self._about = check_about(self.folder, self._about)
             self._cut_off_unfinished()
             self._index = stack.enter_context((self.folder / INDEX).open("ab"))
             self._stack = stack.pop_all()
@@ -158,10 +158,22 @@ def parse_line(line: bytes, number: int, path: object) -> dict[str, Any]:
         ) from error
 
 
-def check_about(folder: Path, about: dict[str, Any]) -> None:
+def check_about(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Record what the samples of a folder have in common, or refuse to mix them with others.
 
-    Raises: EmoError that names every difference.
+    Returns all that is recorded: also what other makers of samples in the folder said. Raises:
+    EmoError that names every difference.
+    """
+    before = refuse_others(folder, about)
+    if before | about != before:
+        write_json(folder / ABOUT, {"samples": 0} | before | about)
+    return before | about
+
+
+def refuse_others(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """What a folder's samples have in common, {} where there are none yet.
+
+    Raises: EmoError that names every difference; a value that was never recorded is none.
     """
     path = folder / ABOUT
     if not path.exists():
@@ -169,15 +181,15 @@ def check_about(folder: Path, about: dict[str, Any]) -> None:
             raise EmoError(
                 f"{folder} holds tar files, but no {ABOUT}", "Choose another --out, or empty it."
             )
-        write_json(path, about | {"samples": 0})
-        return
+        return {}
     before = read_about(path.read_bytes(), path)
-    names = [name for name, value in about.items() if before.get(name) != value]
+    names = [name for name, value in about.items() if before.get(name, value) != value]
     if names:
-        changes = ", ".join(f"{n} is {before.get(n)!r}, not {about[n]!r}" for n in names)
+        changes = ", ".join(f"{n} is {before[n]!r}, not {about[n]!r}" for n in names)
         raise EmoError(
             f"{folder} holds other samples: {changes}", "Choose another --out for these."
         )
+    return before
 
 
 def read_about(data: bytes, path: object) -> dict[str, Any]:
