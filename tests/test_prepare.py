@@ -25,6 +25,7 @@ from made_faces import (
 )
 from PIL import Image, ImageFilter
 
+from emo_cli import video_workers
 from emo_cli.errors import EmoError
 from emo_cli.face_motion import rotation_between_frames
 from emo_cli.raw_video import Crop, probe, read_frames, read_sound
@@ -379,6 +380,36 @@ def test_a_video_that_kills_its_worker_stops_nobody_else_and_is_tried_again(
     assert report["reasons"]["failed: its worker died (SIGKILL)"]["examples"] == ["raw/a.mp4"]
     monkeypatch.setenv("EMO_TEST_SURVIVE", "1")
     assert run(raw, out)["videos"] == {"finished": 2}
+
+
+def test_any_number_of_videos_that_kill_their_workers_stop_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_workers, "FRUITLESS_DEATHS", 2)
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    deadly = face_frames(20)
+    deadly[:] = DEADLY
+    for name in "bcd":
+        write_video(raw / f"{name}.mp4", deadly)
+    for name in "aez":
+        write_video(raw / f"{name}.mp4", face_frames(20))
+    assert run(raw, out)["videos"] == {"finished": 3, "failed": 3}
+    assert run(raw, out)["videos"] == {"finished": 3, "failed": 3}  # nothing else is left
+
+
+def test_workers_that_all_die_are_an_error_and_the_next_run_begins_with_other_videos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_workers, "FRUITLESS_DEATHS", 2)
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    deadly = face_frames(20)
+    deadly[:] = DEADLY
+    for name in "ab":
+        write_video(raw / f"{name}.mp4", deadly)
+    write_video(raw / "c.mp4", face_frames(20))
+    with pytest.raises(EmoError, match="2 workers died, and nothing has been finished"):
+        run(raw, out)
+    assert run(raw, out)["videos"] == {"finished": 1, "failed": 2}
 
 
 def test_videos_are_taken_up_only_when_a_worker_is_free(tmp_path: Path) -> None:

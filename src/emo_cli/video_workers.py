@@ -15,7 +15,7 @@ from typing import Any
 from emo_cli.errors import EmoError
 
 SILENT_S = 900.0  # a worker that says nothing for so long hangs
-FRUITLESS_DEATHS = 5  # in a row: it is not the videos
+FRUITLESS_DEATHS = 20  # before anything has been finished: it is not the videos
 # Both travel to the processes by name: functions at the top of a module, classes, or partials.
 MakeTool = Callable[[], AbstractContextManager[Any]]
 Work = Callable[[Any, Any, Callable[[], None]], Iterator[Any]]
@@ -67,11 +67,12 @@ class VideoWorkers:
         for worker in self._workers:
             worker.stop()
 
-    def run(self, tasks: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+    def run(self, tasks: Iterator[Any], *, proven: bool = False) -> Iterator[tuple[Any, Any]]:
         """Each task's events in their order, those of several tasks mixed; last `Finished`,
         or `Failed` when its worker has died or hangs.
 
-        Raises: EmoError when workers cannot work at all.
+        proven: such tasks have been finished here before. Raises: EmoError when workers cannot
+        work at all.
         """
         free = [_Worker(self._make_tool, self._work) for _ in range(self._num)]
         self._workers = list(free)
@@ -86,10 +87,11 @@ class VideoWorkers:
                     raise EmoError(event.message, event.hint)
                 if not isinstance(event, Alive):
                     yield task, event
-                deaths = deaths + 1 if worker.dead else 0
-                if deaths >= FRUITLESS_DEATHS:
+                proven |= isinstance(event, Finished)
+                deaths += worker.dead
+                if deaths >= FRUITLESS_DEATHS and not proven:
                     raise EmoError(
-                        f"{deaths} workers died one after the other",
+                        f"{deaths} workers died, and nothing has been finished",
                         "Use fewer --workers if memory is short.",
                     )
                 if isinstance(event, Failed | Finished):

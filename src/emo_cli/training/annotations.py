@@ -161,7 +161,6 @@ def _celebv(values: dict[str, Any]) -> Spans:
     return spans
 
 
-
 def rows_digest(rows: Spans | Identities | None) -> str | None:
     """Ten hex digits that tell one list or CSV from another; None where there is none."""
     if rows is None:
@@ -177,7 +176,6 @@ def split_rule(split_by: str | None, held_out_share: float) -> WhoIs:
     else the rule of `splits.py`. Raises: EmoError for a CSV or expression that will not do.
     """
     if split_by is None:
-
 
         def by_name(video: Path, listed: str) -> tuple[str, Split]:
             if listed:

@@ -98,7 +98,7 @@ def prepare(
     ):
         records.catch_up()
         work = _Run(wanted, records, writer)
-        for task, event in workers.run(work.tasks()):
+        for task, event in workers.run(work.tasks(), proven=writer.num_samples > 0):
             work.take(task, event)
             progress(work.progress(num_videos))
     report = count_up(records.all(), options.out)
@@ -118,20 +118,28 @@ class _Run:
         self._videos = self._clips = 0
 
     def tasks(self) -> Iterator[VideoTask]:
-        """What the videos still lack, one at a time."""
+        """What the videos still lack, one at a time; last what has failed before."""
+        failed: dict[str, tuple[VideoTask, Record]] = {}
         for video in self._wanted.videos():
             record = self._records.read(video.name, video.label)
             task = None if record.finished else self._wanted.task(video, record)
-            if task is not None and task.name not in self._open:  # else it is named twice
-                record.dropped = None
-                self._open[task.name] = record
-                yield task
-                continue
-            self._videos += 1
-            if task is None and not record.finished:
-                why = self._wanted.why_not(video)
-                record.note(Dropped(key=None, step="list", reason=why))
-                self._records.write(video.name, record)
+            if task is None or task.name in self._open or task.name in failed:
+                self._videos += 1
+                if task is None and not record.finished:
+                    why = self._wanted.why_not(video)
+                    record.note(Dropped(key=None, step="list", reason=why))
+                    self._records.write(video.name, record)
+            elif record.failed:
+                failed[task.name] = task, record
+            else:
+                yield self._begin(task, record)
+        for task, record in failed.values():
+            yield self._begin(task, record)
+
+    def _begin(self, task: VideoTask, record: Record) -> VideoTask:
+        record.dropped = None
+        self._open[task.name] = record
+        return task
 
     def take(self, task: VideoTask, event: Any) -> None:
         """Write and note what a worker says."""
