@@ -11,6 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from made_faces import made_labels
 from made_video import SIZE, numbered_frames, read_number
 from torch.utils.data import DataLoader
@@ -228,6 +229,26 @@ def test_a_folder_keeps_what_each_maker_of_its_samples_said(tmp_path: Path) -> N
         pass
 
 
+@pytest.mark.parametrize("name", ["dataset.json", "index.jsonl", "00000.tar"])
+def test_a_file_that_may_not_be_read_is_named(
+    tmp_path: Path, clips: list[PackedSample], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = written(tmp_path / "set", clips)
+
+    def refuse(real):  # type: ignore[no-untyped-def]
+        def call(self, path, *more, **options):  # type: ignore[no-untyped-def]
+            if str(path).endswith(name):
+                raise PermissionError(13, "Permission denied", path)
+            return real(self, path, *more, **options)
+
+        return call
+
+    for method in ("_open", "info"):
+        monkeypatch.setattr(LocalFileSystem, method, refuse(getattr(LocalFileSystem, method)))
+    with pytest.raises(EmoError, match="cannot read .*: Permission denied"):
+        train(folder)
+
+
 @pytest.mark.parametrize("part", ["mp4", "npz"])
 def test_a_damaged_sample_is_named(tmp_path: Path, clips: list[PackedSample], part: str) -> None:
     folder = written(tmp_path / "set", clips[1:2])
@@ -243,6 +264,9 @@ def test_a_damaged_sample_is_named(tmp_path: Path, clips: list[PackedSample], pa
 def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EmoError, match="is no dataset"):
         train(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(EmoError, match="cannot read .*/file: Not a directory"):
+        train(tmp_path / "file")
     (tmp_path / "00000.tar").write_bytes(b"mine")
     with pytest.raises(EmoError, match="holds tar files"), ShardWriter(tmp_path, ABOUT):
         pass

@@ -462,6 +462,25 @@ def test_an_empty_or_missing_folder_is_an_error(tmp_path: Path) -> None:
         run(tmp_path / "nowhere", tmp_path / "out")
 
 
+def test_a_folder_that_may_not_be_read_is_an_error_and_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "raw" / "a.mp4", face_frames(20))
+    (tmp_path / "raw" / "mine").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == "mine":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for act in (prepare, look):
+        with pytest.raises(EmoError, match="cannot read the folder .*/raw/mine: Permission denied"):
+            act(PrepareOptions(raw=(tmp_path / "raw",), out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_pattern_names_identities_and_splits_them_without_overlap() -> None:
     who = split_rule(r"/(\w+?)_\d+\.mp4$", 0.3)
     found = [who(Path(f"/x/p{i // 3}_{i}.mp4"), "") for i in range(90)]

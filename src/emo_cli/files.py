@@ -1,10 +1,30 @@
-"""Files that are there whole or not at all, and their digests."""
+"""Files: those below a folder, their digests, and how they are there whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from emo_cli.errors import EmoError
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, sorted folder by folder; memory holds one folder's names.
+
+    Raises: EmoError for a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise EmoError(
+            f"cannot read the folder {error.filename}: {error.strerror}",
+            "Make it readable, or name the folders beside it one by one.",
+        ) from error
+
+    for root, subfolders, names in os.walk(folder, onerror=refuse):
+        subfolders.sort()
+        yield from (Path(root, name) for name in sorted(names))
 
 
 def sha256_of(path: Path) -> str:

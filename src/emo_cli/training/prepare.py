@@ -8,7 +8,6 @@ together, are written, and are noted. To go on after an interruption, run the sa
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from emo_cli.errors import EmoError
 from emo_cli.faces import FaceFinder
+from emo_cli.files import walk_files
 from emo_cli.raw_video import FPS, VIDEO_SUFFIXES, probe
 from emo_cli.sound import SAMPLE_RATE_HZ
 from emo_cli.training.annotations import (
@@ -218,9 +218,7 @@ class _Wanted:
             "sample_rate_hz": SAMPLE_RATE_HZ,
             # With two rules in one dataset a person could be on both sides.
             "split_by": options.split_by,
-            "split_by_rows": rows_digest(
-                read_identities(options.split_by, options.held_out_share)
-            ),
+            "split_by_rows": rows_digest(read_identities(options.split_by, options.held_out_share)),
             "held_out_share": options.held_out_share,
             # Finished videos are not looked at again: another list would not reach them.
             "list_rows": rows_digest(self._spans),
@@ -269,8 +267,4 @@ def _files(root: Path) -> Iterator[Path]:
     if root.is_file():
         yield root
         return
-    for folder, subfolders, names in os.walk(root):
-        subfolders.sort()
-        for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
-                yield Path(folder, name)
+    yield from (path for path in walk_files(root) if path.suffix.lower() in VIDEO_SUFFIXES)

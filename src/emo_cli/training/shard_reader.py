@@ -37,6 +37,8 @@ class ShardReader:
                 f"{self.path} is no dataset: it has no {INDEX}",
                 "Make one with `emo train prepare RAW --out DATASET`.",
             ) from error
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
         self._read_index([parse_line(x, i, f"{self.path}/{INDEX}") for i, x in enumerate(lines, 1)])
         check_count(self.path, len(self.keys), int(self.about["samples"]))
         self._check_shards()
@@ -87,6 +89,8 @@ class ShardReader:
                 size = self._storage().size(path)
             except FileNotFoundError:
                 size = 0
+            except OSError as error:
+                raise _unreadable(path, error) from error
             if size is not None and size < end:  # None: a server that does not say
                 raise cut_short(path, size, end)
 
@@ -98,3 +102,10 @@ class ShardReader:
         import fsspec
 
         return fsspec.core.url_to_fs(self.path)[0]
+
+
+def _unreadable(path: str, error: OSError) -> EmoError:
+    return EmoError(
+        f"cannot read {path}: {error.strerror or error}",
+        "Name a dataset's folder, and make its files readable.",
+    )
