@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from made_faces import MagentaFinder, face_frames, write_video
+from made_faces import RATE, MagentaFinder, face_frames, tone, write_video
+from made_video import SIZE
+from test_dataset import made_clip
 from typer.testing import CliRunner
 
 from emo_cli.cli import app
 from emo_cli.training import prepare as module
+from emo_cli.training.precompute import add_sound_features
+from emo_cli.training.shards import ShardWriter
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +59,44 @@ def test_a_dataset_without_a_clip_is_an_error(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "no clip could be made" in str(result.exception)
     assert "probe" in result.output  # the reason
+
+
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(tmp_path: Path) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_video(raw / "a.mkv", face_frames(50), sound=tone(2 * RATE))
+    (raw / "b.mp4").write_bytes(b"garbage")
+    for name in ("p.png", "q.png", "talk.mp4"):
+        (tmp_path / name).touch()
+    puppets = ("--stills", tmp_path / "p.png", "--stills", tmp_path / "q.png", "--count", 7)
+    result = typed(
+        raw, "--out", out, *puppets, "--drivers", tmp_path / "talk.mp4", "--held-out", 0,
+        "--audio-model", "mini", "--dry-run",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "7 of 7 puppet clips are to do" in result.output
+    assert "2 videos: 0 are finished, 1 to do (0.00 h, 0 without sound)" in result.output
+    assert "probe" in result.output and "raw/b.mp4" in result.output
+    assert "sound features: all clips are to do, once they are made" in result.output
+    assert not out.exists()
+
+
+def test_a_dry_run_counts_the_clips_without_sound_features_or_latents(
+    tmp_path: Path, small_model: Path
+) -> None:
+    made = ("--audio-model", small_model, "--latents", small_model)
+    result = typed("--out", tmp_path, *made, "--dry-run")
+    assert result.exit_code == 1 and "is no dataset" in str(result.exception)
+    with ShardWriter(tmp_path, {"size": SIZE, "fps": 25}) as writer:
+        for key in ("a", "b", "mute"):
+            writer.add(made_clip(key, 20, sound=key != "mute"))
+    add_sound_features(tmp_path, small_model)
+    with ShardWriter(tmp_path, {"size": SIZE, "fps": 25}) as writer:
+        writer.add(made_clip("late", 20))
+    before = sorted(tmp_path.rglob("*"))
+    result = typed("--out", tmp_path, *made, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines() == [
+        "sound features: 1 of 3 clips are to do",
+        "latents: 4 of 4 clips are to do",
+    ]
+    assert sorted(tmp_path.rglob("*")) == before

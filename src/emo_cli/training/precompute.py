@@ -9,7 +9,7 @@ the clips by key. Run it as often as you like: it does what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from emo_cli.raw_video import FPS
 from emo_cli.sound import SAMPLE_RATE_HZ, Sound
 from emo_cli.training.samples import PackedSample, decode_frames, decode_sound, pack_arrays
 from emo_cli.training.shard_reader import ShardReader
-from emo_cli.training.shards import ShardWriter
+from emo_cli.training.shards import INDEX, ShardWriter
 
 CPU_PICTURES, GPU_PICTURES = 3, 32  # at once; larger ones are slower on a CPU
 SAY_EVERY = 200  # clips
@@ -72,10 +72,9 @@ def add_sound_features(
         made = AudioFeatures(sound, encoder, config=config.audio, fps=FPS)
         return made.features(0, int(clips.frames[row])).half().cpu().numpy()
 
-    rows = (row for row in range(len(clips.keys)) if clips.has(row, "flac"))
     about = {"width": config.audio_feature_width, "fps": FPS}
     name = features_name(model)
-    _add(dataset / name, about, clips, rows, {"features": features}, say)
+    _add(dataset / name, about, clips, {"features": features}, say)
     return name
 
 
@@ -114,9 +113,17 @@ def add_latents(
 
     about = {"channels": config.autoencoder.latent_channels, "factor": config.autoencoder.factor}
     name = latents_name(model)
-    rows = iter(range(len(clips.keys)))
-    _add(dataset / name, about, clips, rows, {"latents": latents}, say)
+    _add(dataset / name, about, clips, {"latents": latents}, say)
     return name
+
+
+def count_missing(dataset: Path, name: str) -> tuple[int, int]:
+    """How many clips the folder of features or latents lacks, and how many it is to have.
+
+    Raises: EmoError when there is no dataset, or it is damaged.
+    """
+    clips = ShardReader(str(dataset))
+    return len(_missing(dataset / name, clips)), len(_wanted(name, clips))
 
 
 def _config(folder: Path) -> ModelConfig:
@@ -137,20 +144,24 @@ def _add(
     folder: Path,
     about: dict[str, Any],
     clips: ShardReader,
-    rows: Iterator[int],
     makers: dict[str, Callable[[int], np.ndarray]],
     say: Say,
 ) -> None:
     with ShardWriter(folder, about) as writer:
-        done = set(ShardReader(str(folder)).keys) if writer.num_samples else set()
-        made = 0
-        for row in rows:
-            key = clips.keys[row]
-            if key in done:
-                continue
+        for made, row in enumerate(_missing(folder, clips), 1):
             arrays = {name: make(row) for name, make in makers.items()}
-            entry = {"frames": int(clips.frames[row])}
-            writer.add(PackedSample(key=key, parts={"npz": pack_arrays(**arrays)}, entry=entry))
-            made += 1
+            parts, entry = {"npz": pack_arrays(**arrays)}, {"frames": int(clips.frames[row])}
+            writer.add(PackedSample(key=clips.keys[row], parts=parts, entry=entry))
             if made % SAY_EVERY == 0:
                 say(f"{folder.name}: {writer.num_samples} of {len(clips.keys)} clips")
+
+
+def _missing(folder: Path, clips: ShardReader) -> list[int]:
+    done = set(ShardReader(str(folder)).keys) if (folder / INDEX).exists() else set()
+    return [row for row in _wanted(folder.name, clips) if clips.keys[row] not in done]
+
+
+def _wanted(name: str, clips: ShardReader) -> list[int]:
+    """Sound features are made of clips with sound, latents of all."""
+    heard = name.startswith("features")
+    return [row for row in range(len(clips.keys)) if not heard or clips.has(row, "flac")]

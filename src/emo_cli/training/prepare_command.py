@@ -104,6 +104,7 @@ def prepare_command(
         )
     if dry_run:
         _dry_run(options, puppets)
+        _dry_run_precompute(out, audio_model, latents, new=bool(raw or stills))
         return
     if raw:
         _prepare(options)
@@ -130,6 +131,26 @@ def _dry_run(options: PrepareOptions, puppets: Puppets | None) -> None:
         f"({found['hours']:.2f} h, {found['without_sound']} without sound)"
     )
     _print_reasons(found["reasons"])
+
+
+def _dry_run_precompute(
+    out: Path, audio_model: str | None, latents: str | None, *, new: bool
+) -> None:
+    from emo_cli.console import note
+    from emo_cli.training import precompute
+    from emo_cli.training.shards import INDEX
+
+    for what, model, name_by in (
+        ("sound features", audio_model, precompute.features_name),
+        ("latents", latents, precompute.latents_name),
+    ):
+        if model is None:
+            continue
+        if new and not (out / INDEX).exists():
+            note(f"{what}: all clips are to do, once they are made")
+            continue
+        missing, wanted = precompute.count_missing(out, name_by(model))
+        note(f"{what}: {missing} of {wanted} clips are to do" + ", and all new ones" * new)
 
 
 def _prepare(options: PrepareOptions) -> None:
