@@ -100,3 +100,19 @@ def test_a_dry_run_counts_the_clips_without_sound_features_or_latents(
         "latents: 4 of 4 clips are to do",
     ]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--rotation", "0.5"), "--rotation is for puppets"),
+        (("--rotation", "2.1", "--stills", "a", "--drivers", "b"), "Invalid value"),
+        (("--rotation", "0.04", "--stills", "a", "--drivers", "b"), "Invalid value"),
+    ],
+)
+def test_a_rotation_is_for_puppets_and_within_what_they_can_do(
+    tmp_path: Path, words: tuple[str, ...], problem: str
+) -> None:
+    result = typed(tmp_path, "--out", tmp_path / "out", *words)
+    assert result.exit_code == 2 or getattr(result.exception, "exit_code", 0) == 2
+    assert problem in result.output + str(result.exception)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from made_faces import DEADLY, MagentaFinder
 from PIL import Image
 from typer.testing import CliRunner
 
 from emo_cli.cli import app
 from emo_cli.errors import EmoError
 from emo_cli.face_motion import lip_opening
-from emo_cli.faces import FaceFinder
+from emo_cli.faces import Face, FaceFinder
 from emo_cli.picture import read_picture
 from emo_cli.training.dataset import ClipDataset, Needs
 from emo_cli.training.draws import Draw
@@ -23,6 +25,7 @@ from emo_cli.training.puppets import visemes
 from emo_cli.training.puppets.clip import exact_labels, make_clip, make_plan
 from emo_cli.training.puppets.driver import Driver, driver_of_points
 from emo_cli.training.puppets.ict import read_face_shapes
+from emo_cli.training.puppets.jobs import Puppets, missing_jobs, plan_jobs
 from emo_cli.training.puppets.mesh import (
     CHIN,
     DEPTH,
@@ -41,8 +44,9 @@ from emo_cli.training.puppets.raster import rasterise
 from emo_cli.training.puppets.render import render
 from emo_cli.training.puppets.sound import as_recorded, quiet_frames, with_quiet_ends
 from emo_cli.training.puppets.still import Still, make_still
-from emo_cli.training.puppets.write import Puppets, missing_jobs, plan_jobs, write_puppets
-from emo_cli.training.samples import encode_frames
+from emo_cli.training.puppets.write import write_puppets
+from emo_cli.training.samples import encode_frames, unpack_labels
+from emo_cli.training.shard_reader import ShardReader
 from emo_cli.training.splits import is_held_out
 
 SIZE = 256
@@ -363,8 +367,66 @@ def test_prepare_writes_puppets_that_training_reads(folders: Path) -> None:
         size=256,
         seed=0,
     )
+    assert missing_jobs(puppets) == []  # a wall stays a wall
+    Image.new("RGB", (400, 300), "white").save(folders / "stills" / "wall.png")
     assert [job.still.name for job in missing_jobs(puppets)] == ["wall.png"]
-    assert write_puppets(puppets) == 0
+
+
+def test_puppets_turn_their_heads_as_fast_as_asked(folders: Path) -> None:
+    out = folders / "dataset"
+    command = ["train", "prepare", "--stills", str(folders / "stills" / "anna.png")]
+    command += ["--drivers", str(folders / "clips"), "--out", str(out), "--size", "256"]
+    command += ["--count", "1"]
+    result = CliRunner().invoke(app, [*command, "--rotation", "0.5"])
+    assert result.exit_code == 0, result.output
+    reader = ShardReader(str(out))
+    labels = unpack_labels(reader.read(0, "npz"), 256, "x")
+    assert labels.rotation[1:].mean() == pytest.approx(0.5, rel=0.02)
+    assert json.loads(reader.read(0, "json"))["puppet"]["speed"] == 0.5
+    for other in (["--rotation", "1"], [], ["--rotation", "1", "--dry-run"]):
+        refused = CliRunner().invoke(app, [*command, *other])
+        assert refused.exit_code == 1
+        assert "rotation is 0.5, not" in str(refused.exception)
+
+
+def test_a_chosen_rotation_changes_nothing_else_that_is_drawn() -> None:
+    drawn, chosen = make_plan(3, 7), make_plan(3, 7, speed=1.25)
+    assert drawn.speed != 1.25
+    assert dataclasses.replace(drawn, speed=1.25) == chosen
+
+
+class FragileFinder(MagentaFinder):
+    """Dies of `DEADLY` pictures, and breaks on white ones."""
+
+    def find(self, picture: np.ndarray) -> list[Face]:
+        if picture.min() == 255:
+            raise ValueError("too bright")
+        return super().find(picture)
+
+
+def test_puppets_that_break_or_kill_their_worker_stop_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stills = tmp_path / "stills"
+    stills.mkdir()
+    for name, colour in (("deadly", DEADLY), ("white", (255,) * 3), ("grey", (90,) * 3)):
+        Image.new("RGB", (300, 300), colour).save(stills / f"{name}.png")
+    (tmp_path / "talk.mp4").touch()
+    puppets = Puppets(
+        stills=(stills,), drivers=(tmp_path / "talk.mp4",), shapes=None, out=tmp_path / "out",
+        count=3, size=256, seed=0, held_out_share=0,
+    )  # fmt: skip
+    said: list[str] = []
+    assert write_puppets(puppets, workers=2, say=said.append, make_finder=FragileFinder) == 0
+    outcome = {line.split("(")[1].split(",")[0]: line for line in said}
+    assert outcome["deadly.png"].startswith("failed puppet-0-00000")
+    assert outcome["deadly.png"].endswith("talk.mp4): its worker died (SIGKILL)")
+    assert outcome["white.png"].endswith("ValueError: too bright")
+    assert outcome["grey.png"].startswith("dropped")
+    assert sorted(job.still.name for job in missing_jobs(puppets)) == ["deadly.png", "white.png"]
+    monkeypatch.setenv("EMO_TEST_SURVIVE", "1")
+    write_puppets(puppets, say=said.append, make_finder=FragileFinder)
+    assert [job.still.name for job in missing_jobs(puppets)] == ["white.png"]
 
 
 def test_a_held_out_still_speaks_with_a_held_out_driver(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from emo_cli.training.splits import HELD_OUT_SHARE
 
 if TYPE_CHECKING:
     from emo_cli.training.prepare import PrepareOptions, Progress
-    from emo_cli.training.puppets.write import Puppets
+    from emo_cli.training.puppets.jobs import Puppets
 
 SIZES = (512, 256)
 
@@ -61,6 +61,16 @@ def prepare_command(
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many puppet clips.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the puppets' motion and looks.")] = 0,
+    rotation: Annotated[
+        float | None,
+        typer.Option(
+            min=0.05,
+            max=2,
+            help="Degrees a frame that the puppets' heads turn on the mean. Default: drawn for "
+            "each puppet.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="Of those networks: auto, cpu, cuda or mps.")
     ] = "auto",
@@ -71,7 +81,7 @@ def prepare_command(
 ) -> None:
     """Turn raw videos into training shards: shots, face crops, labels, sound."""
     from emo_cli.training.prepare import PrepareOptions
-    from emo_cli.training.puppets.write import Puppets
+    from emo_cli.training.puppets.jobs import Puppets
 
     if size not in SIZES:
         raise EmoError(f"--size {size} will not do", "Use 512 or 256.", exit_code=2)
@@ -81,6 +91,8 @@ def prepare_command(
         raise EmoError(f"'{precision}' is no precision here", "Use no or bf16.", exit_code=2)
     if bool(stills) != bool(drivers):
         raise EmoError("--stills and --drivers go together", "Give both, or none.", exit_code=2)
+    if rotation is not None and not stills:
+        raise EmoError("--rotation is for puppets", "Name their --stills, too.", exit_code=2)
     options = PrepareOptions(
         raw=tuple(raw or ()),
         out=out,
@@ -101,6 +113,7 @@ def prepare_command(
             size=size,
             seed=seed,
             held_out_share=held_out,
+            rotation=rotation,
         )
     if dry_run:
         _dry_run(options, puppets)
@@ -119,9 +132,11 @@ def prepare_command(
 def _dry_run(options: PrepareOptions, puppets: Puppets | None) -> None:
     from emo_cli.console import note
     from emo_cli.training.prepare import look
-    from emo_cli.training.puppets.write import missing_jobs
+    from emo_cli.training.puppets.jobs import missing_jobs
+    from emo_cli.training.shards import refuse_others
 
     if puppets is not None:
+        refuse_others(puppets.out, puppets.about())
         note(f"{len(missing_jobs(puppets))} of {puppets.count} puppet clips are to do")
     if not options.raw:
         return
@@ -174,6 +189,7 @@ def _prepare_puppets(puppets: Puppets, workers: int) -> None:
     from rich.progress import Progress as Bar
 
     from emo_cli.console import note, warn
+    from emo_cli.training.puppets.jobs import PUPPETS
     from emo_cli.training.puppets.write import write_puppets
 
     with Bar(console=Console(stderr=True)) as bar:
@@ -183,7 +199,7 @@ def _prepare_puppets(puppets: Puppets, workers: int) -> None:
             bar.update(task, completed=done, total=total)
 
         written = write_puppets(puppets, workers=workers, say=warn, progress=show)
-    note(f"{written} new puppet clips")
+    note(f"{written} new puppet clips; per puppet: {puppets.out / PUPPETS}")
 
 
 def _check_splits(out: Path) -> None:

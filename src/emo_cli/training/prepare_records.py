@@ -1,6 +1,7 @@
 """What is known of each raw video: one small file each, so that memory does not grow with them.
 
-    DATASET/videos/3f/NAME-3f02b6c9d1.json
+    DATASET/videos/d1/NAME-3f02b6c9d1.json
+    DATASET/puppets/8a/puppet-0-000123-88ab01c28a.json
 
 A record is replaced in one step after each finished clip. A second run reads it to do only what is
 missing; the report is counted from all of them.
@@ -69,11 +70,11 @@ class Record:
 
 
 class Records:
-    """The records of a dataset's raw videos."""
+    """The records of a dataset's raw videos, or of its puppets."""
 
-    def __init__(self, dataset: Path) -> None:
+    def __init__(self, dataset: Path, kind: str = "videos") -> None:
         self._dataset = dataset
-        self._folder = dataset / "videos"
+        self._folder = dataset / kind
 
     def read(self, name: str, video: str) -> Record:
         """The record of a video, a new one where there is none."""
