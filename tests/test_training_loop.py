@@ -23,6 +23,7 @@ from emo_cli.errors import EmoError
 from emo_cli.presets import MINI
 from emo_cli.training import commands, draws, loop, splits
 from emo_cli.training.pictures import open_picture_cache, random_crop
+from emo_cli.training.run_log import RunLog
 from emo_cli.training.stages import AUTOENCODER, RunOptions, Stage
 
 STAGE = dataclasses.replace(
@@ -196,6 +197,32 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_one_line(tmp_path, monkeypatc
             run(tmp_path)
     assert os.listdir(tmp_path / "checkpoints") == ["step-00000004"]
     run(tmp_path)
+    run(tmp_path / "whole")
+    assert_equal_runs(tmp_path, tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("owner", "writer"), [(RunLog, "write"), (RunLog, "picture"), (TinyTask, "export")]
+)
+def test_a_disk_that_is_full_elsewhere_leaves_the_old_checkpoint(
+    tmp_path, monkeypatch, owner, writer
+):
+    written = getattr(owner, writer)
+
+    def fill_disk(self, *arguments):
+        if writer == "export" or arguments[0] == 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(self, *arguments)
+
+    def show(module):
+        return np.zeros((2, 2, 3), np.uint8)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, writer, fill_disk)
+        with pytest.raises(OSError, match="No space left"):
+            run(tmp_path, show=show)
+    assert "step-00000008" in os.listdir(tmp_path / "checkpoints")
+    run(tmp_path, show=show)
     run(tmp_path / "whole")
     assert_equal_runs(tmp_path, tmp_path / "whole")
 

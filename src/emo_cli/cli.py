@@ -15,6 +15,7 @@ from emo_cli import __version__, console
 from emo_cli.config import GenerateOptions
 from emo_cli.download import download_command
 from emo_cli.errors import EmoError
+from emo_cli.files import is_disk_full
 from emo_cli.metrics.command import eval_command
 from emo_cli.quality import check_options, parse_interval
 from emo_cli.training.commands import app as train_app
@@ -290,6 +291,12 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         console.note("interrupted; the same command goes on where this one stopped")
         return INTERRUPTED
+    except Exception as problem:
+        if os.environ.get("EMO_DEBUG") or not is_disk_full(problem):
+            raise
+        hint = "Make room and run the same command again: what was finished stays."
+        console.error(EmoError(f"the disk is full: {problem}", hint))
+        return 1
 
 
 if __name__ == "__main__":

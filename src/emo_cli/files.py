@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -41,6 +42,11 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         move_into_place(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether it says so; torch and safetensors wrap the system's error in their own types."""
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
 def move_into_place(part: Path, path: Path) -> None:

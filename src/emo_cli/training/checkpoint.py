@@ -11,10 +11,10 @@ the state of every random generator.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
+import reprlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from emo_cli.errors import EmoError
-from emo_cli.files import write_atomically
+from emo_cli.files import is_disk_full, write_atomically
 from emo_cli.training.ema import Ema
 
 # What torch, safetensors, pickle and json raise on files that were cut short or overwritten.
@@ -110,13 +110,21 @@ def check_same_options(run: Path, options: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise EmoError(f"cannot read {path}: {error}", "Choose another --out.") from error
     now = json.loads(json.dumps(options))
-    names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
-    if names:
-        changes = ", ".join(f"{n} was {before.get(n)!r}, now {now.get(n)!r}" for n in names)
+    changes = list(_differences(before, now))
+    if changes:
         raise EmoError(
-            f"{run} holds a run with other options: {changes}",
+            f"{run} holds a run with other options: {', '.join(changes)}",
             "Resume with the options it was started with, or choose another --out.",
         )
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Every option that differs; of those inside of another one, those alone."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            yield from _differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))
+    elif before != now:
+        yield f"{name} was {reprlib.repr(before)}, now {reprlib.repr(now)}"
 
 
 @contextmanager
@@ -124,8 +132,7 @@ def _disk_errors(partial: Path, remove: bool) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # torch and safetensors wrap the system's error in their own types and words.
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        full = is_disk_full(error)
         if not full and not isinstance(error, OSError | SafetensorError):
             raise
         if remove:
