@@ -171,13 +171,13 @@ def _train_part(
 ) -> None:
     """One of mini's small networks through the loop; `build`: its task and what it learns from."""
     import torch
-    from accelerate import PartialState
 
     from emo_cli.training import loop
+    from emo_cli.training.start import find_processes
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    process = PartialState(cpu=options.device == "cpu")  # one of several of `accelerate launch`
+    process = find_processes(options)
     with process.main_process_first():
         task, data = build()
     with step_progress(stage.name, stage.steps, shown=process.is_main_process) as report:

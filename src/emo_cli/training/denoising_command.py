@@ -159,7 +159,6 @@ def run_stage(
     Raises: EmoError as `loop.train` does, and for data or starting weights that will not do.
     """
     import torch
-    from accelerate import PartialState
 
     from emo_cli.files import sha256_of
     from emo_cli.model.load import SUMS
@@ -173,9 +172,11 @@ def run_stage(
         starting_model,
     )
     from emo_cli.training.distillation import DistillationTask
+    from emo_cli.training.start import find_processes
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    shown = find_processes(options).is_main_process
     config = PRESETS[preset]
     data, inits, window = sources.data, sources.inits, sources.window
     network = starting_model(stage, preset, inits, options.seed)
@@ -197,7 +198,6 @@ def run_stage(
         "varied_references": sources.variation.references or None,
         "teaching": list(task.module.teaching) if isinstance(task, DistillationTask) else None,
     }
-    shown = PartialState(cpu=options.device == "cpu").is_main_process
     with step_progress(stage.name, stage.steps, shown=shown) as progress:
 
         def report(step: int, values: dict[str, float]) -> None:

@@ -5,15 +5,45 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
+import os
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import nn
 
 from emo_cli.errors import EmoError
 from emo_cli.training.draws import Share
 from emo_cli.training.stages import RunOptions, Stage
+
+# What accelerate's launcher sets for configs that part the weights among processes.
+PARTED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+
+
+def find_processes(options: RunOptions) -> PartialState:
+    """This process among those of `accelerate launch`.
+
+    Raises: EmoError when they are to part the weights, which averages and checkpoints want whole,
+    or do not find each other: all would write the same run.
+    """
+    for variable, name in PARTED.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            raise EmoError(
+                f"accelerate is set up for {name}; here every process holds the whole model (DDP)",
+                "Launch with a file of scripts/launch, or set the method to MULTI_GPU.",
+            )
+    state = PartialState(cpu=options.device == "cpu")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > state.num_processes:
+        raise EmoError(
+            f"{launched} processes were launched, which did not find each other on their devices",
+            "Without several GPUs add --device cpu.",
+        )
+    return state
 
 
 def start_accelerator(options: RunOptions) -> Accelerator:
