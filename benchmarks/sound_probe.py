@@ -44,7 +44,7 @@ def main() -> None:
     config = read_model_config(folder / "config.json")
     model = load_model(folder, device=torch.device("cpu"), dtype=torch.float32).eval()
     everything = dataclasses.replace(
-        loss_options("video", "mini"), drop_both=0.0, drop_audio=0.0, drop_motion=0.0
+        loss_options("video", config), drop_both=0.0, drop_audio=0.0, drop_motion=0.0
     )
     loss = LossAt(model, everything)
     rows = []

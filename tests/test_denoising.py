@@ -7,9 +7,10 @@ import torch
 from small_models import SMALL_FULL, SMALL_MINI, randomised
 
 from emo_cli.model.emo_model import EmoModel, part_of
-from emo_cli.presets import FULL
+from emo_cli.presets import FULL, MINI
 from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, snr_weight
-from emo_cli.training.stages import IMAGE, SPEED, VIDEO
+from emo_cli.training.denoising_stage import loss_options
+from emo_cli.training.stages import IMAGE, SPEED, VIDEO, stage_row
 from emo_cli.training.start import freeze_others
 
 PLAIN = DenoisingOptions(
@@ -22,6 +23,7 @@ PLAIN = DenoisingOptions(
     motion_noise=0.0,
     noisiest=0.0,
     sampled_timesteps=0.0,
+    noise_offset=0.0,
     min_snr=None,
     mouth_weight=1.0,
     eye_weight=1.0,
@@ -140,6 +142,36 @@ def test_training_noise_is_the_prior_of_sampling():
     assert noise.var().item() == pytest.approx(1, abs=0.03)
     shared = torch.corrcoef(noise[0])[0, 1:].mean().item()
     assert shared == pytest.approx(SMALL_MINI.diffusion.shared_noise, abs=0.05)
+
+
+def test_an_offset_of_the_noise_is_one_number_for_each_channel_of_a_clip():
+    seeds, clean = torch.arange(300), torch.zeros(300, 12, 4, 2, 2)
+    plain, offset = loss_of(SMALL_FULL), loss_of(SMALL_FULL, noise_offset=0.5)
+    added = offset._noise(seeds, clean) - plain._noise(seeds, clean)
+    constant = added[:, :1, :, :1, :1]
+    torch.testing.assert_close(added, constant.expand_as(added), atol=1e-5, rtol=0)
+    assert constant.std().item() == pytest.approx(0.5, abs=0.03)
+    assert abs(torch.corrcoef(constant[:, 0, :2, 0, 0].T)[0, 1]) < 0.15  # of channels, by clips
+    alone = offset._noise(seeds[7:8], clean[7:8]) - plain._noise(seeds[7:8], clean[7:8])
+    torch.testing.assert_close(alone, added[7:8])
+
+
+def test_full_trains_with_the_papers_numbers():
+    image, video, speed = (stage_row(name, "full") for name in ("image", "video", "speed"))
+    assert (image.batch, image.clip_frames, image.motion_frames) == (48, 1, 0)
+    assert (video.batch, video.clip_frames, video.motion_frames) == (4, 12, 4)
+    assert {stage.lr for stage in (image, video, speed)} == {1e-5}
+    assert loss_options("video", FULL).drop_motion == 0.2
+
+
+def test_offset_noise_and_min_snr_are_for_schedules_that_end_before_pure_noise():
+    def chosen(stage, config):
+        options = loss_options(stage, config)
+        return options.noise_offset, options.min_snr
+
+    assert chosen("image", FULL) == chosen("video", FULL) == chosen("speed", FULL) == (0.05, 5.0)
+    assert chosen("video", MINI) == (0.0, None)
+    assert chosen("distill", FULL) == (0.0, None)  # a student is sampled from plain noise
 
 
 def test_same_seeds_give_the_same_loss_and_other_seeds_another():

@@ -38,6 +38,7 @@ class DenoisingOptions:
     motion_noise: float  # at most, share of the latents' std; sampled motion latents are not clean
     noisiest: float  # at the first timestep of sampling, where a clip's content is decided
     sampled_timesteps: float  # of the rest, drawn from the few timesteps that sampling uses
+    noise_offset: float  # std of a constant that noise gets per clip and channel: dark, bright
     min_snr: float | None  # gamma; never with a zero terminal SNR, whose last step it would drop
     mouth_weight: float  # of the loss inside the mouth's box
     eye_weight: float  # of the loss inside the eyes' boxes
@@ -204,11 +205,16 @@ class DenoisingLoss(nn.Module):
         return torch.tensor(steps, device=self.alphas.device)
 
     def _noise(self, seeds: Tensor, clean: Tensor) -> Tensor:
-        """The same prior as sampling: a share of the variance is common to all frames."""
-        shared = self.config.diffusion.shared_noise
+        """The same prior as sampling: a share of the variance is common to all frames.
+
+        An offset is added where noise never hides all: the network then learns to change the
+        mean of a picture too ("Diffusion with offset noise", crosslabs.org, 2023).
+        """
+        shared, offset = self.config.diffusion.shared_noise, self.options.noise_offset
         own = sample_noise(seeds, "noise", tuple(clean.shape[1:]), clean)
         common = sample_noise(seeds, "shared noise", (1, *clean.shape[2:]), clean)
-        return shared**0.5 * common + (1 - shared) ** 0.5 * own
+        constant = sample_noise(seeds, "noise offset", (1, clean.shape[2], 1, 1), clean)
+        return shared**0.5 * common + (1 - shared) ** 0.5 * own + offset * constant
 
     def _keep(self, seeds: Tensor, purpose: str, drop: float, like: Tensor) -> Tensor:
         """[B]: 0 where a condition is dropped, else 1."""

@@ -185,7 +185,7 @@ def run_stage(
     validation = open_datasets(data, stage, config, "val", inits)
     if samples is None:
         raise EmoError("the datasets hold no clip to train on", "Prepare more videos.")
-    parts = (network, stage, loss_options(stage.name, preset), samples, validation, inits)
+    parts = (network, stage, loss_options(stage.name, config), samples, validation, inits)
     distils = stage.name == "distill"
     task = DistillationTask(*parts, teaching) if distils else DenoisingTask(*parts)
     fingerprint = {

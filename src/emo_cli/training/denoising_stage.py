@@ -42,7 +42,8 @@ ANYWHERE = 0.2  # of the windows lie anywhere: clothes and background have to ho
 VALIDATION_PICTURES, VALIDATION_CLIPS = 32, 8
 VALIDATION_BATCH = 4  # fits into a laptop's memory
 
-# The paper's loss is plain; a small model has to spend its capacity where people look.
+# The paper's loss, and what the field has found since for schedules like its own; a small model
+# has to spend its capacity where people look.
 PAPER = DenoisingOptions(
     clip=True,
     audio=True,
@@ -53,7 +54,8 @@ PAPER = DenoisingOptions(
     motion_noise=0.0,
     noisiest=0.0,
     sampled_timesteps=0.0,
-    min_snr=None,
+    noise_offset=0.05,
+    min_snr=5.0,  # Hang et al. 2023
     mouth_weight=1.0,
     eye_weight=1.0,
     change_weight=0.0,
@@ -70,13 +72,17 @@ MINI_LOSS = dataclasses.replace(
 )
 
 
-def loss_options(stage: str, preset: str) -> DenoisingOptions:
-    """How a stage of a preset computes its loss."""
-    options = MINI_LOSS if preset == "mini" else PAPER
+def loss_options(stage: str, config: ModelConfig) -> DenoisingOptions:
+    """How a stage of a model computes its loss."""
+    options = MINI_LOSS if config.name == "mini" else PAPER
+    if config.diffusion.zero_terminal_snr:  # where neither has a purpose
+        options = dataclasses.replace(options, noise_offset=0.0, min_snr=None)
     if stage == "image":
         return dataclasses.replace(options, clip=False, audio=False)
-    if stage == "distill":  # as inference: all conditions, one speed
-        return dataclasses.replace(options, drop_both=0.0, drop_audio=0.0, mean_speed=1.0)
+    if stage == "distill":  # as inference: all conditions, one speed, its noise; the loss is of v
+        return dataclasses.replace(
+            options, drop_both=0.0, drop_audio=0.0, mean_speed=1.0, noise_offset=0.0, min_snr=None
+        )
     return options
 
 
