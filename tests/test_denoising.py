@@ -9,7 +9,7 @@ from small_models import SMALL_FULL, SMALL_MINI, randomised
 from emo_cli.model.emo_model import EmoModel, part_of
 from emo_cli.presets import FULL, MINI
 from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, snr_weight
-from emo_cli.training.denoising_stage import loss_options
+from emo_cli.training.denoising_stage import loss_options, within_reach
 from emo_cli.training.stages import IMAGE, SPEED, VIDEO, stage_row
 from emo_cli.training.start import freeze_others
 
@@ -237,6 +237,18 @@ def test_errors_that_flicker_weigh_more_than_those_that_stay():
     assert loss(stays, 0.0) == loss(flickers, 0.0) == pytest.approx(9)
     assert loss(stays, 0.5) == pytest.approx(9 * (1 + 0.5 * 1 / 12))
     assert loss(flickers, 0.5) == pytest.approx(9 * (1 + 0.5 * (1 + 11 * 4) / 12))
+
+
+@pytest.mark.parametrize("config", [SMALL_MINI, SMALL_FULL], ids=["mini", "full"])
+@pytest.mark.parametrize("stage", [IMAGE, VIDEO, SPEED], ids=lambda s: s.name)
+def test_all_that_a_stage_trains_gets_a_gradient(stage, config):
+    """Processes that train together wait for each of them."""
+    clip = stage.clip_frames > 1
+    module, row = loss_of(config, clip=clip, audio=clip), within_reach(stage, config)
+    freeze_others(module, row.trains, row.freezes)
+    module(batch_of(config, frames=16 if clip else 1))["loss"].backward()
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    assert [n for n, p in trained.items() if p.grad is None] == []
 
 
 @pytest.mark.parametrize("stage", [IMAGE, VIDEO, SPEED], ids=lambda s: s.name)

@@ -68,6 +68,19 @@ class ReferenceNet(UNet):
         return [unfold_frames(x, frames) for x in maps]
 
 
+def motion_only(config: UNetConfig, latent_channels: int) -> list[str]:
+    """Names of the parameters behind the last reference feature: only motion frames need them."""
+    side = 2 ** len(config.widths)
+    with torch.device("meta"):  # shapes without values
+        network = ReferenceNet(config, latent_channels)
+        features = network.portrait_features(torch.empty(1, latent_channels, side, side))
+    parameters = dict(network.named_parameters())
+    gradients = torch.autograd.grad(
+        features, list(parameters.values()), grad_outputs=features, allow_unused=True
+    )
+    return [name for name, seen in zip(parameters, gradients, strict=True) if seen is None]
+
+
 def has_temporal(config: UNetConfig, level: int) -> bool:
     """Whether temporal modules stand on this level."""
     return config.temporal_in_middle if level == MIDDLE else config.temporal[level]

@@ -170,6 +170,7 @@ def run_stage(
         loss_options,
         open_datasets,
         starting_model,
+        within_reach,
     )
     from emo_cli.training.distillation import DistillationTask
     from emo_cli.training.start import find_processes
@@ -181,6 +182,7 @@ def run_stage(
     data, inits, window = sources.data, sources.inits, sources.window
     network = starting_model(stage, preset, inits, options.seed)
     network.backbone.recompute = options.gradient_checkpointing
+    stage = within_reach(stage, config)
     samples = open_datasets(data, stage, config, "train", inits, window, sources.variation)
     validation = open_datasets(data, stage, config, "val", inits)
     if samples is None:

@@ -23,6 +23,7 @@ from emo_cli.model.load import (
     write_config,
     write_part,
 )
+from emo_cli.model.reference_net import motion_only
 from emo_cli.presets import PRESETS
 from emo_cli.training.dataset import ClipDataset, Needs
 from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, cut_window
@@ -113,6 +114,16 @@ def starting_model(stage: Stage, preset: str, inits: list[Path], seed: int) -> E
             f"Run `emo train {maker}` first and name its result with --init.",
         )
     return model
+
+
+def within_reach(stage: Stage, config: ModelConfig) -> Stage:
+    """The row without what pictures alone never reach: processes wait for all that trains."""
+    if stage.clip_frames > 1:
+        return stage
+    unreached = motion_only(config.unet, config.autoencoder.latent_channels)
+    return dataclasses.replace(
+        stage, freezes=(*stage.freezes, *(f"reference_net.{name}" for name in unreached))
+    )
 
 
 class ClipSamples:
