@@ -20,8 +20,9 @@ from torch import Tensor
 
 from emo_cli.config import read_model_config
 from emo_cli.model.load import load_model, model_folder
+from emo_cli.training.clip_samples import ClipSamples, open_datasets
 from emo_cli.training.denoising import DenoisingLoss
-from emo_cli.training.denoising_stage import ClipSamples, loss_options, open_datasets
+from emo_cli.training.denoising_stage import loss_options
 from emo_cli.training.draws import Draw, derive_seed
 from emo_cli.training.stages import stage_row
 

@@ -183,6 +183,9 @@ class Batches:
     def __len__(self):
         return 4
 
+    def spread(self, count):
+        return list(range(count))
+
     def __getitem__(self, drawn):
         return {name: rows[drawn.index] for name, rows in self.rows.items() if name != "seed"}
 

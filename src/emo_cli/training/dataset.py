@@ -67,11 +67,14 @@ class Needs:
         return self.motion_frames + self.clip_frames
 
 
+class NoUsableClip(EmoError):
+    """A split without a clip that is long enough or has the sound that a stage needs."""
+
+
 class ClipDataset:
     """The clips of one split that a stage can use, in the order of their keys.
 
-    Raises: EmoError when there is no dataset, a shard or the index is cut short, or no clip is
-    long enough or has the sound that the stage needs.
+    Raises: NoUsableClip; EmoError when there is no dataset, or a shard or the index is cut short.
     """
 
     def __init__(
@@ -192,18 +195,18 @@ class ClipDataset:
         clips, needs = self._clips, self.needs
         keep = np.array(clips.splits) == split if len(clips.keys) else np.zeros(0, bool)
         if not keep.any():
-            raise EmoError(
+            raise NoUsableClip(
                 f"{clips.path} holds no clip for '{split}'", "Run `emo train prepare` with videos."
             )
         keep &= clips.frames >= needs.num_frames
         if not keep.any():
-            raise EmoError(
+            raise NoUsableClip(
                 f"no clip of {clips.path} has {needs.num_frames} frames", "Prepare longer videos."
             )
         if needs.sound:
             keep &= np.array([clips.has(row, "flac") for row in range(len(clips.keys))])
         if not keep.any():
-            raise EmoError(
+            raise NoUsableClip(
                 f"no clip of {clips.path} has sound, which this stage needs",
                 "VFHQ, for one, trains the stage image only. Prepare videos with sound.",
             )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from emo_cli.console import note
 from emo_cli.errors import EmoError
 from emo_cli.training.options import (
     Datasets,
@@ -164,11 +165,11 @@ def run_stage(
     from emo_cli.model.load import SUMS
     from emo_cli.presets import PRESETS
     from emo_cli.training import loop
+    from emo_cli.training.clip_samples import open_datasets
     from emo_cli.training.commands import step_progress
     from emo_cli.training.denoising_stage import (
         DenoisingTask,
         loss_options,
-        open_datasets,
         starting_model,
         within_reach,
     )
@@ -178,13 +179,14 @@ def run_stage(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     shown = find_processes(options).is_main_process
+    say = note if shown else lambda line: None
     config = PRESETS[preset]
     data, inits, window = sources.data, sources.inits, sources.window
     network = starting_model(stage, preset, inits, options.seed)
     network.backbone.recompute = options.gradient_checkpointing
     stage = within_reach(stage, config)
     samples = open_datasets(data, stage, config, "train", inits, window, sources.variation)
-    validation = open_datasets(data, stage, config, "val", inits)
+    validation = open_datasets(data, stage, config, "val", inits, say=say)
     if samples is None:
         raise EmoError("the datasets hold no clip to train on", "Prepare more videos.")
     parts = (network, stage, loss_options(stage.name, config), samples, validation, inits)

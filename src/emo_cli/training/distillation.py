@@ -28,8 +28,9 @@ from emo_cli.errors import EmoError
 from emo_cli.model.backbone import Backbone
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.sampler import TRAIN_STEPS, guidance_branches
+from emo_cli.training.clip_samples import ClipSamples
 from emo_cli.training.denoising import Conditions, DenoisingLoss, DenoisingOptions
-from emo_cli.training.denoising_stage import ClipSamples, DenoisingTask
+from emo_cli.training.denoising_stage import DenoisingTask
 from emo_cli.training.draws import derive_seed
 from emo_cli.training.stages import Stage
 
