@@ -93,6 +93,7 @@ def open_pack(options: argparse.Namespace) -> Path:
 
 def train(options: argparse.Namespace, name: str, data: Path, init: Path, until: float) -> Path:
     """One stage until `until`; returns the model's folder."""
+    from emo_cli.presets import PRESETS
     from emo_cli.training.denoising_command import Sources, run_stage
     from emo_cli.training.stages import RunOptions, stage_row, with_options
     from emo_cli.training.variation import Variation
@@ -113,7 +114,7 @@ def train(options: argparse.Namespace, name: str, data: Path, init: Path, until:
             precision=options.precision,
             workers=options.workers,
         )
-        return run_stage(stage, chosen, "mini", sources, preview=preview, watch=watch)
+        return run_stage(stage, chosen, PRESETS["mini"], sources, preview=preview, watch=watch)
 
     rate = time_steps(row, options.trial, options.work / f"{name}-trial", run)
     planned = int(rate * HELD_BACK * (until - time.monotonic()))

@@ -33,7 +33,7 @@ SMALL_AUDIO = dataclasses.replace(
 )
 SMALL_FULL: ModelConfig = dataclasses.replace(
     FULL,
-    name="small-full",
+    name="full",
     picture_size=64,
     unet=SMALL_UNET,
     autoencoder=dataclasses.replace(
@@ -48,7 +48,7 @@ SMALL_FULL: ModelConfig = dataclasses.replace(
 )
 SMALL_MINI: ModelConfig = dataclasses.replace(
     MINI,
-    name="small-mini",
+    name="mini",
     picture_size=64,
     unet=dataclasses.replace(MINI.unet, widths=(16, 32, 32), norm_groups=8, time_width=32),
     autoencoder=dataclasses.replace(

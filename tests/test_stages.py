@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_clips import FRAMES, write_clips
 from PIL import Image
 from safetensors.torch import load_file
 from small_models import SMALL_MINI, save_small
@@ -18,22 +19,8 @@ from emo_cli.model.load import load_model, model_digest
 from emo_cli.training import pack, precompute
 from emo_cli.training import stages as rows
 from emo_cli.training.preview import _stills
-from emo_cli.training.samples import Labels, pack_sample
-from emo_cli.training.shards import ShardWriter
 
-FRAMES = 20
 ONE_STEP = ["--steps", "1", "--batch", "2", "--device", "cpu", "--threads", "1"]
-
-
-def made_labels(rng) -> Labels:
-    landmarks = np.tile(rng.uniform(90, 160, (1, 478, 3)), (FRAMES, 1, 1))
-    return Labels(
-        boxes=np.tile([[70.0, 70.0, 190.0, 210.0]], (FRAMES, 1)),
-        poses=np.tile(np.eye(4), (FRAMES, 1, 1)),
-        rotation=rng.uniform(0, 1, FRAMES),
-        landmarks=landmarks,
-        opening=rng.uniform(0, 0.5, FRAMES),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -56,23 +43,7 @@ def encoders(tmp_path_factory, small_mini) -> Path:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory, encoders) -> Path:
-    rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("dataset")
-    with ShardWriter(folder, {"size": 256, "fps": 25}) as writer:
-        for number in range(4):
-            writer.add(
-                pack_sample(
-                    key=f"clip-{number}",
-                    identity=f"person/{number}",
-                    split="val" if number == 3 else "train",
-                    frames=rng.integers(0, 255, (FRAMES, 256, 256, 3), np.uint8),
-                    labels=made_labels(rng),
-                    sound=rng.normal(0, 0.1, FRAMES * 640).astype(np.float32),
-                    source={},
-                )
-            )
-    precompute.add_sound_features(folder, encoders)
-    return folder
+    return write_clips(tmp_path_factory.mktemp("dataset"), encoders, size=256)
 
 
 def train(stage, out, dataset, *inits, options=()):
@@ -221,10 +192,7 @@ def test_pack_names_what_no_source_holds(stages, encoders, tmp_path, capsys):
 
 def test_pack_refuses_a_mini_that_is_too_large_to_ship(stages, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pack, "SHIPPED_BYTES", 1000)
-    named_mini = Path(shutil.copytree(stages["video"], tmp_path / "mini"))
-    config_file = named_mini / "config.json"
-    config_file.write_text(config_file.read_text().replace('"small-mini"', '"mini"'))
-    assert cli.run(["train", "pack", str(named_mini), "--out", str(tmp_path / "out")]) == 1
+    assert cli.run(["train", "pack", str(stages["video"]), "--out", str(tmp_path / "out")]) == 1
     assert "too much to ship" in capsys.readouterr().err
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,9 +17,9 @@ from emo_cli.training.options import (
     Device,
     LearningRate,
     MicroBatches,
+    Model,
     NewModelFolder,
     PrecisionOfStage,
-    Preset,
     Preview,
     RunFolder,
     Steps,
@@ -26,10 +27,11 @@ from emo_cli.training.options import (
     Window,
     Workers,
     check_precision_of_stage,
-    check_preset,
+    model_config,
 )
 
 if TYPE_CHECKING:
+    from emo_cli.config import ModelConfig
     from emo_cli.training.distillation import Teaching
     from emo_cli.training.stages import RunOptions, Stage
     from emo_cli.training.variation import Variation
@@ -55,7 +57,7 @@ def denoising_command(name: str) -> Callable[..., None]:
             typer.Option(help="Model folders to start from; the later one's parts win."),
         ],
         out: RunFolder,
-        model: Preset = "mini",
+        model: Model = "mini",
         steps: Steps = None,
         batch: Annotated[int | None, typer.Option(min=1, help="Samples per step.")] = None,
         lr: LearningRate = None,
@@ -95,9 +97,9 @@ def denoising_command(name: str) -> Callable[..., None]:
         from emo_cli.training.stages import RunOptions, stage_row, with_options
         from emo_cli.training.variation import Variation
 
-        check_preset(model)
+        config = model_config(model)
         check_precision_of_stage(precision)
-        stage = with_options(stage_row(name, model), steps=steps, batch=batch, lr=lr)
+        stage = with_options(stage_row(name, config.name), steps=steps, batch=batch, lr=lr)
         options = RunOptions(
             out=out,
             seed=seed,
@@ -117,7 +119,7 @@ def denoising_command(name: str) -> Callable[..., None]:
             )
         variation = Variation(looks=augment, references=varied_references)
         sources = Sources(data=data, inits=init, window=window, variation=variation)
-        typer.echo(run_stage(stage, options, model, sources, preview=preview))
+        typer.echo(run_stage(stage, options, config, sources, preview=preview))
 
     command.__name__ = name
     command.__doc__ = {
@@ -145,7 +147,7 @@ def newborn_command(
 def run_stage(
     stage: Stage,
     options: RunOptions,
-    preset: str,
+    config: ModelConfig,
     sources: Sources,
     *,
     preview: bool,
@@ -155,15 +157,12 @@ def run_stage(
     """Train one stage as its command does; returns the model's folder.
 
     `watch` is called after every step with the steps done and what was measured. `teaching` is
-    for the stage `distill`; None: the preset's own guidance.
+    for the stage `distill`; None: the model's own guidance.
 
     Raises: EmoError as `loop.train` does, and for data or starting weights that will not do.
     """
     import torch
 
-    from emo_cli.files import sha256_of
-    from emo_cli.model.load import SUMS
-    from emo_cli.presets import PRESETS
     from emo_cli.training import loop
     from emo_cli.training.clip_samples import open_datasets
     from emo_cli.training.commands import step_progress
@@ -180,9 +179,8 @@ def run_stage(
         torch.set_num_threads(options.threads)
     shown = find_processes(options).is_main_process
     say = note if shown else lambda line: None
-    config = PRESETS[preset]
     data, inits, window = sources.data, sources.inits, sources.window
-    network = starting_model(stage, preset, inits, options.seed)
+    network = starting_model(stage, config, inits, options.seed)
     network.backbone.recompute = options.gradient_checkpointing
     stage = within_reach(stage, config)
     samples = open_datasets(data, stage, config, "train", inits, window, sources.variation)
@@ -192,16 +190,9 @@ def run_stage(
     parts = (network, stage, loss_options(stage.name, config), samples, validation, inits)
     distils = stage.name == "distill"
     task = DistillationTask(*parts, teaching) if distils else DenoisingTask(*parts)
-    fingerprint = {
-        "preset": preset,
-        "window": window,
-        "data": [dataset.digest for dataset in samples.datasets],
-        "init": [sha256_of(folder / SUMS) for folder in inits],
-        # None, as a run without them has it written down.
-        "augment": sources.variation.looks or None,
-        "varied_references": sources.variation.references or None,
-        "teaching": list(task.module.teaching) if isinstance(task, DistillationTask) else None,
-    }
+    taught = list(task.module.teaching) if isinstance(task, DistillationTask) else None
+    digests = [dataset.digest for dataset in samples.datasets]
+    fingerprint = learnt_from(config, sources) | {"data": digests, "teaching": taught}
     with step_progress(stage.name, stage.steps, shown=shown) as progress:
 
         def report(step: int, values: dict[str, float]) -> None:
@@ -216,3 +207,20 @@ def run_stage(
             report=report,
             show=task.preview if preview and validation is not None else None,
         )
+
+
+def learnt_from(config: ModelConfig, sources: Sources) -> dict[str, Any]:
+    """What a run's record says of sizes and sources; None, as older runs have it, where usual."""
+    from emo_cli.files import sha256_of
+    from emo_cli.model.load import SUMS
+    from emo_cli.presets import PRESETS
+
+    own = config != PRESETS[config.name]
+    return {
+        "preset": config.name,
+        "config": dataclasses.asdict(config) if own else None,
+        "window": sources.window,
+        "init": [sha256_of(folder / SUMS) for folder in sources.inits],
+        "augment": sources.variation.looks or None,
+        "varied_references": sources.variation.references or None,
+    }

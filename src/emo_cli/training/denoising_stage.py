@@ -17,6 +17,7 @@ from emo_cli.config import ModelConfig, read_model_config
 from emo_cli.errors import EmoError
 from emo_cli.model.emo_model import PARTS, EmoModel, part_of
 from emo_cli.model.load import (
+    SUMS,
     copy_part,
     load_parts,
     part_tensors,
@@ -24,7 +25,6 @@ from emo_cli.model.load import (
     write_part,
 )
 from emo_cli.model.reference_net import motion_only
-from emo_cli.presets import PRESETS
 from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions
 from emo_cli.training.draws import Draw, derive_seed
 from emo_cli.training.preview import contact_sheet
@@ -80,24 +80,27 @@ def loss_options(stage: str, config: ModelConfig) -> DenoisingOptions:
     return options
 
 
-def starting_model(stage: Stage, preset: str, inits: list[Path], seed: int) -> EmoModel:
+def starting_model(stage: Stage, config: ModelConfig, inits: list[Path], seed: int) -> EmoModel:
     """The model that a stage trains on: parts from `inits`, the later folder's win.
 
-    Raises: EmoError when a part that an earlier stage makes is in none of the folders.
+    Raises: EmoError when a folder holds no parts, or a part that an earlier stage makes is in none.
     """
     torch.manual_seed(derive_seed(seed, "weights"))
-    model = EmoModel(PRESETS[preset])
+    model = EmoModel(config)
     found: set[str] = set()
     trained: list[str] = []
     for folder in inits:
-        if not folder.is_dir():
-            raise EmoError(f"--init {folder} does not exist", "Name the folder of a finished run.")
+        if not (folder / SUMS).exists():
+            inside = folder / "model"
+            name = f"Name {inside}." if (inside / SUMS).exists() else "Name RUN/model of a run."
+            what = "holds no parts of a model" if folder.is_dir() else "does not exist"
+            raise EmoError(f"--init {folder} {what}", name)
         found |= load_parts(model, folder)
         if (folder / "config.json").exists():
             trained += read_model_config(folder / "config.json").trained_stages
     model.config = dataclasses.replace(model.config, trained_stages=tuple(trained))
     needed = set(PARTS)
-    if stage.name == "image" and preset == "mini":  # whose networks learn from nothing
+    if stage.name == "image" and config.name == "mini":  # whose networks learn from nothing
         needed = {"autoencoder", "audio_encoder"}
     missing = [part for part in PARTS if part in needed - found]
     if missing:

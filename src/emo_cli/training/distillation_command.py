@@ -13,8 +13,8 @@ from emo_cli.training.options import (
     Device,
     LearningRate,
     MicroBatches,
+    Model,
     PrecisionOfStage,
-    Preset,
     Preview,
     RunFolder,
     Steps,
@@ -22,7 +22,7 @@ from emo_cli.training.options import (
     Window,
     Workers,
     check_precision_of_stage,
-    check_preset,
+    model_config,
 )
 
 
@@ -33,7 +33,7 @@ def distill_command(
         typer.Option(help="The teacher: a model that has gone through all stages."),
     ],
     out: RunFolder,
-    model: Preset = "mini",
+    model: Model = "mini",
     guidance: Annotated[
         float | None,
         typer.Option(min=0, help="The teacher's, which the student learns. [the preset's]"),
@@ -58,15 +58,14 @@ def distill_command(
     preview: Preview = True,
 ) -> None:
     """Teach a model to do with 4 unguided steps what it does with more."""
-    from emo_cli.presets import PRESETS
     from emo_cli.training.distillation import Teaching, check_teacher_steps
     from emo_cli.training.stages import RunOptions, stage_row, with_options
     from emo_cli.training.variation import AS_IT_IS
 
-    check_preset(model)
+    config = model_config(model)
     check_precision_of_stage(precision)
     check_teacher_steps(teacher_steps)
-    stage = with_options(stage_row("distill", model), steps=steps, batch=batch, lr=lr)
+    stage = with_options(stage_row("distill", config.name), steps=steps, batch=batch, lr=lr)
     options = RunOptions(
         out=out,
         seed=seed,
@@ -77,9 +76,9 @@ def distill_command(
         threads=threads,
     )
     sources = Sources(data=data, inits=init, window=window, variation=AS_IT_IS)
-    usual = PRESETS[model].diffusion
+    usual = config.diffusion
     reference = usual.guidance if guidance is None else guidance
     audio = audio_guidance if audio_guidance is not None else guidance
     heard = usual.audio_guidance if audio is None else audio
     teaching = Teaching(reference, heard, teacher_steps)
-    typer.echo(run_stage(stage, options, model, sources, preview=preview, teaching=teaching))
+    typer.echo(run_stage(stage, options, config, sources, preview=preview, teaching=teaching))

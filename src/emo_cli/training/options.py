@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from emo_cli.config import ModelConfig, read_model_config
 from emo_cli.errors import EmoError
-
-PRESET_NAMES = ("mini", "full")
+from emo_cli.presets import PRESETS
 
 Datasets = Annotated[
     list[str], typer.Option(help="Datasets of `emo train prepare`; each is drawn equally often.")
 ]
 RunFolder = Annotated[Path, typer.Option(help="The run's folder; run again to resume.")]
 NewModelFolder = Annotated[Path, typer.Option(help="The model folder to write.")]
-Preset = Annotated[str, typer.Option(help="mini or full.")]
+Model = Annotated[
+    str, typer.Option(help="mini, full, or a config.json with sizes of your own for one of them.")
+]
 Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the optimizer.")]
 LearningRate = Annotated[float | None, typer.Option(help="Highest learning rate.")]
 Window = Annotated[
@@ -35,10 +38,30 @@ Preview = Annotated[
 ]
 
 
-def check_preset(name: str) -> None:
-    """Raises: EmoError when there is no such preset."""
-    if name not in PRESET_NAMES:
-        raise EmoError(f"'{name}' is no preset", "Use mini or full.", exit_code=2)
+def model_config(model: str) -> ModelConfig:
+    """The sizes that --model names: a preset, a config.json, or the model folder that holds one.
+
+    Its `name` is that of the preset whose stages and loss it takes.
+
+    Raises: EmoError when it is none of them, cannot be read, or has another name.
+    """
+    if model in PRESETS:
+        return PRESETS[model]
+    path = Path(model)
+    file = path / "config.json" if path.is_dir() else path
+    if not file.exists():
+        raise EmoError(
+            f"'{model}' is no preset and {file} does not exist",
+            "Use mini, full, or the path of a config.json.",
+            exit_code=2,
+        )
+    config = read_model_config(file)
+    if config.name not in PRESETS:
+        raise EmoError(
+            f"{file} has the name '{config.name}', which is no preset's",
+            "Name it mini or full: it takes that preset's stages and loss.",
+        )
+    return dataclasses.replace(config, untrained=True, trained_stages=())
 
 
 def check_precision_of_part(name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from emo_cli.config import ModelConfig, read_model_config
+from emo_cli.config import ModelConfig, from_dict, read_model_config
 from emo_cli.errors import EmoError
 from emo_cli.presets import PRESETS
 from emo_cli.training.options import NewModelFolder
@@ -170,7 +170,8 @@ def _config(sources: list[Source], unfinished: bool) -> ModelConfig:
                 stages |= set(config.trained_stages)
         else:
             options = _run_options(source.path)
-            config = PRESETS[options["preset"]]
+            own = options.get("config")
+            config = from_dict(ModelConfig, own, "config") if own else PRESETS[options["preset"]]
             stages |= {*options["starts_from"], options["name"]}
     if config is None:
         raise EmoError(
