@@ -20,7 +20,7 @@ from quality_measures import FPS, syllable_envelope
 
 from emo_cli.errors import EmoError
 from emo_cli.sound import SAMPLE_RATE_HZ, decode_sound
-from emo_cli.training.pictures import find_files
+from emo_cli.training.pictures import find_pictures
 from emo_cli.training.splits import identity, is_held_out, name_hash
 
 PORTRAIT_SETS = ("london", "canada", "faker")
@@ -85,7 +85,7 @@ def find_material(data: Path, folder: Path) -> Material:
 
 def held_out_pictures(folder: Path) -> list[Path]:
     """A set's pictures of held-out people, by name: the neutral one first."""
-    files = find_files(folder) if folder.is_dir() else []
+    files = find_pictures(folder) if folder.is_dir() else []
     return sorted(path for path in files if is_held_out(path))
 
 

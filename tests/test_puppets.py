@@ -473,7 +473,7 @@ def test_speech_without_shapes_and_empty_folders_are_refused(tmp_path: Path) -> 
     with pytest.raises(EmoError, match="does not exist"):
         plan_jobs(dataclasses.replace(puppets, drivers=(tmp_path / "nowhere",)))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EmoError, match="no clip found"):
+    with pytest.raises(EmoError, match="holds no clip"):
         plan_jobs(dataclasses.replace(puppets, drivers=(tmp_path / "empty",)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from emo_cli.errors import EmoError
@@ -26,6 +26,20 @@ def walk_files(folder: Path) -> Iterator[Path]:
     for root, subfolders, names in os.walk(folder, onerror=refuse):
         subfolders.sort()
         yield from (Path(root, name) for name in sorted(names))
+
+
+def find_files(source: Path, suffixes: Set[str], *, what: str, option: str) -> list[Path]:
+    """The files of these kinds below a folder, sorted; or the one file that was named.
+
+    Raises: EmoError when there is none, or a folder cannot be read.
+    """
+    if not source.exists():
+        raise EmoError(f"{source} does not exist", f"{option} takes folders and files.")
+    candidates = sorted(walk_files(source)) if source.is_dir() else [source]
+    files = [path for path in candidates if path.suffix.lower() in suffixes]
+    if not files:
+        raise EmoError(f"{source} holds no {what}", f"{option} takes folders and files.")
+    return files
 
 
 def sha256_of(path: Path) -> str:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from emo_cli.audio import SAMPLE_RATE_HZ, decode_sound
 from emo_cli.errors import EmoError
 from emo_cli.faces import FaceFinder
-from emo_cli.files import write_atomically
+from emo_cli.files import find_files, write_atomically
 from emo_cli.training.lips import stored_lip_openings
 from emo_cli.training.speech_synthesis import phoneme_rows
 from emo_cli.training.splits import is_held_out, name_hash
@@ -131,13 +131,7 @@ def open_sound_cache(
 
 def find_sounds(source: Path) -> list[Path]:
     """All sound and video files under a folder, sorted; or the one file that was named."""
-    if not source.exists():
-        raise EmoError(f"{source} does not exist", "--sounds takes folders and files.")
-    candidates = sorted(source.rglob("*")) if source.is_dir() else [source]
-    files = [path for path in candidates if path.suffix.lower() in SUFFIXES]
-    if not files:
-        raise EmoError(f"{source} holds no sound", "--sounds takes folders of sounds and videos.")
-    return files
+    return find_files(source, SUFFIXES, what="sound", option="--sounds")
 
 
 def _digest(files: list[list[Path]], teacher: Teacher, layers: tuple[int, ...]) -> str:

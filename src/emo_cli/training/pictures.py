@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from emo_cli.errors import EmoError
-from emo_cli.files import write_atomically
+from emo_cli.files import find_files, write_atomically
 from emo_cli.training.splits import is_held_out
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -73,7 +73,7 @@ def open_picture_cache(
 
     Raises: EmoError when a source is missing or holds no picture or video, or none can be read.
     """
-    files = [find_files(source) for source in sources]
+    files = [find_pictures(source) for source in sources]
     digest = hashlib.sha256()
     for source, found in zip(sources, files, strict=True):
         digest.update(f"{source.name}/\n".encode())
@@ -97,16 +97,10 @@ def open_picture_cache(
     return PictureCache(folder)
 
 
-def find_files(source: Path) -> list[Path]:
+def find_pictures(source: Path) -> list[Path]:
     """All pictures and videos under a folder, sorted; or the one file that was named."""
-    if not source.exists():
-        raise EmoError(f"{source} does not exist", "--pictures takes folders and files.")
-    candidates = sorted(source.rglob("*")) if source.is_dir() else [source]
     kinds = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    files = [path for path in candidates if path.suffix.lower() in kinds]
-    if not files:
-        raise EmoError(f"{source} holds no picture and no video", "--pictures takes folders.")
-    return files
+    return find_files(source, kinds, what="picture and no video", option="--pictures")
 
 
 def random_crop(picture: Uint8Array, size: int, seed: int) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_cli.errors import EmoError
-from emo_cli.files import walk_files
+from emo_cli.files import find_files
 from emo_cli.raw_video import FPS, VIDEO_SUFFIXES
 from emo_cli.sound import SAMPLE_RATE_HZ
 from emo_cli.training.draws import epoch_order
@@ -144,12 +144,8 @@ def phones_of(sound: Path) -> Path:
 
 
 def _files(sources: tuple[Path, ...], suffixes: Set[str], what: str, option: str) -> list[Path]:
-    files = []
-    for source in sources:
-        if not source.exists():
-            raise EmoError(f"{source} does not exist", f"{option} takes folders and files.")
-        candidates = sorted(walk_files(source)) if source.is_dir() else [source]
-        files += [path for path in candidates if path.suffix.lower() in suffixes]
-    if not files:
-        raise EmoError(f"no {what} found", f"{option} takes folders and files.")
-    return files
+    return [
+        file
+        for source in sources
+        for file in find_files(source, suffixes, what=what, option=option)
+    ]
