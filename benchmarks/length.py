@@ -7,8 +7,8 @@ step and by default a very small model of random weights: what could grow is all
 networks. 60 s hold a whole window of the sound encoder (26 s); with `--model mini` other parts
 need more than that, and 10 s will do. Reports each process's peak resident memory and their ratio
 (goal: at most 1.05), the median time of the first and of the last tenth of the clips, and by how
-many frames picture and sound end apart in the file (goal: at most 1). Exit code 1 where a goal is
-missed. The last line is one JSON object.
+many frames picture and sound begin and end apart in the file (goal: at most 1). Exit code 1 where a
+goal is missed. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -95,17 +95,20 @@ def generate(model: Path | str, sound: Path, out: Path, device: str) -> dict[str
 
 
 def frames_apart(video: Path) -> float:
-    """By how many frames the ends of picture and sound differ."""
+    """By how many frames picture and sound differ at most: where they begin, where they end."""
+    begins: dict[str, Fraction] = {}
+    ends: dict[str, Fraction] = {}
     with av.open(str(video)) as file:
-        ends: dict[str, Fraction] = {}
         for packet in file.demux():
             if packet.pts is None:
                 continue
-            end = (packet.pts + (packet.duration or 0)) * packet.time_base
-            kind = packet.stream.type
-            ends[kind] = max(ends.get(kind, Fraction(0)), Fraction(end))
+            kind, begin = packet.stream.type, Fraction(packet.pts * packet.time_base)
+            end = begin + (packet.duration or 0) * packet.time_base
+            # What lies before zero is an encoder's run-up, which players leave out.
+            begins[kind] = min(begins.get(kind, end), max(begin, Fraction(0)))
+            ends[kind] = max(ends.get(kind, end), end)
         rate = file.streams.video[0].average_rate
-    return float(abs(ends["video"] - ends["audio"]) * rate)
+    return float(max(abs(times["video"] - times["audio"]) for times in (begins, ends)) * rate)
 
 
 def main() -> None:
