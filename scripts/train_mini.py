@@ -26,7 +26,7 @@ LARGE_PAGES = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:"
     "glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456"
 }
-WHOLE = ("--steps", "1490", "--batch", "4", "--lr", "3e-4")
+WHOLE = ("--steps", "1640", "--batch", "4", "--lr", "3e-4")
 GUIDANCE = ("--teacher-steps", "8", "--steps", "300")  # learnt, and so free of charge
 TINY_TRAIN = ("--steps", "2", "--batch", "2")
 TINY_FILES = 3  # of each kind, one of them held out for validation
