@@ -367,14 +367,20 @@ def test_a_clip_written_but_not_yet_noted_is_not_made_twice(tmp_path: Path) -> N
     assert len(index_of(out)) == 1
 
 
+def write_raw(raw: Path, *, deadly: str, fine: str) -> None:
+    """Videos of one letter each; the deadly ones kill their worker."""
+    for name in deadly + fine:
+        frames = face_frames(20)
+        if name in deadly:
+            frames[:] = DEADLY
+        write_video(raw / f"{name}.mp4", frames)
+
+
 def test_a_video_that_kills_its_worker_stops_nobody_else_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw, out = tmp_path / "raw", tmp_path / "out"
-    deadly = face_frames(20)
-    deadly[:] = DEADLY
-    write_video(raw / "a.mp4", deadly)
-    write_video(raw / "b.mp4", face_frames(20))
+    write_raw(raw, deadly="a", fine="b")
     report = run(raw, out)
     assert report["videos"] == {"failed": 1, "finished": 1}
     assert report["reasons"]["failed: its worker died (SIGKILL)"]["examples"] == ["raw/a.mp4"]
@@ -387,12 +393,7 @@ def test_any_number_of_videos_that_kill_their_workers_stop_nobody_else(
 ) -> None:
     monkeypatch.setattr(video_workers, "FRUITLESS_DEATHS", 2)
     raw, out = tmp_path / "raw", tmp_path / "out"
-    deadly = face_frames(20)
-    deadly[:] = DEADLY
-    for name in "bcd":
-        write_video(raw / f"{name}.mp4", deadly)
-    for name in "aez":
-        write_video(raw / f"{name}.mp4", face_frames(20))
+    write_raw(raw, deadly="bcd", fine="aez")
     assert run(raw, out)["videos"] == {"finished": 3, "failed": 3}
     assert run(raw, out)["videos"] == {"finished": 3, "failed": 3}  # nothing else is left
 
@@ -402,11 +403,7 @@ def test_workers_that_all_die_are_an_error_and_the_next_run_begins_with_other_vi
 ) -> None:
     monkeypatch.setattr(video_workers, "FRUITLESS_DEATHS", 2)
     raw, out = tmp_path / "raw", tmp_path / "out"
-    deadly = face_frames(20)
-    deadly[:] = DEADLY
-    for name in "ab":
-        write_video(raw / f"{name}.mp4", deadly)
-    write_video(raw / "c.mp4", face_frames(20))
+    write_raw(raw, deadly="ab", fine="c")
     with pytest.raises(EmoError, match="2 workers died, and nothing has been finished"):
         run(raw, out)
     assert run(raw, out)["videos"] == {"finished": 1, "failed": 2}
