@@ -106,6 +106,20 @@ def test_the_whole_table_comes_from_one_run(monkeypatch, capsys, ways):
     assert ("Self CPU" in printed) == ({} in ways)
 
 
+def test_what_full_asks_for_is_counted_without_running_it(capsys):
+    import full
+
+    full.main(SMALL_FULL, ["--count"])
+    found = json.loads(capsys.readouterr().out)
+    paper, fast = found["tflop"]["paper"], found["tflop"]["fast"]
+    for counts, steps in (
+        (paper, 40 * paper["guided step"]),
+        (fast, 5 * fast["step"] + 5 * fast["step, deep features reused"]),
+    ):
+        assert counts["clip"] == pytest.approx(steps + counts["clip conditions"] + counts["decode"])
+    assert found["weights_gb"].keys() >= {"backbone", "reference_net", "autoencoder"}
+
+
 def test_generate_times_each_phase_and_whole_clips(monkeypatch, capsys, tmp_path):
     import generate
 

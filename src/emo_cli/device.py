@@ -85,8 +85,9 @@ def out_of_memory_hint() -> Iterator[None]:
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A host tensor on the device. Out of pinned memory: the host does not wait for the work that
     a GPU was given before."""
-    pinned = tensor.pin_memory() if device.type == "cuda" and tensor.is_cpu else tensor
-    return pinned.to(device, non_blocking=True)
+    if device.type != "cuda" or not tensor.is_cpu:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def download(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
