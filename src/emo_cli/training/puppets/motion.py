@@ -83,7 +83,7 @@ def make_motion(
     """A motion whose rotation is `speed` degrees a frame on the mean, a pure function of `seed`.
 
     speed 0..2; `reach` 0..1 shrinks the farthest turns, for stills that are turned already;
-    `pauses` [T]: where the speech pauses, for the blinks (None: nowhere).
+    `pauses` [T]: where the speech pauses, which brings blinks (None: nowhere).
     """
     pauses = np.zeros(num_frames, bool) if pauses is None else pauses
     rng = np.random.default_rng(seed)
