@@ -33,6 +33,8 @@ def build_wav2vec(config: AudioConfig) -> Wav2Vec2Model:
     """
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+    from emo_cli.model.feature_encoder import FeatureEncoder
+
     shape = Wav2Vec2Config(
         conv_dim=config.conv_dim,
         conv_kernel=config.conv_kernel,
@@ -54,7 +56,15 @@ def build_wav2vec(config: AudioConfig) -> Wav2Vec2Model:
         feat_proj_dropout=0.0,
         layerdrop=0.0,
     )
-    return Wav2Vec2Model(shape).eval()
+    model = Wav2Vec2Model(shape)
+    stride, field = _reach(config)
+    model.feature_extractor = FeatureEncoder(  # type: ignore[assignment]
+        model.feature_extractor.conv_layers,
+        stride=stride,
+        field=field,
+        whole=config.feature_norm == "group",
+    )
+    return model.eval()
 
 
 class AudioFeatures:
@@ -182,4 +192,6 @@ def _reach(config: AudioConfig) -> tuple[int, int]:
 def normalised(window: np.ndarray) -> np.ndarray:
     """Zero mean, unit variance, as Wav2Vec2FeatureExtractor does it for one sound."""
     wide = window.astype(np.float64)
-    return ((wide - wide.mean()) / np.sqrt(wide.var() + EPSILON)).astype(np.float32)
+    wide -= wide.mean()
+    wide /= np.sqrt(wide.var() + EPSILON)
+    return wide.astype(np.float32)
