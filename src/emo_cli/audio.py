@@ -6,8 +6,10 @@ Legend: `S` samples at 16 kHz, `T` hidden time steps of a window, `L` layers, `D
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
+from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,8 @@ from emo_cli.sound import SAMPLE_RATE_HZ, Sound, decode_sound
 if TYPE_CHECKING:
     import torch
     from transformers import Wav2Vec2Model
+
+    AtWork = Callable[[Wav2Vec2Model], contextlib.AbstractContextManager[object]]
 
 __all__ = ["AudioFeatures", "Sound", "build_wav2vec", "decode_sound"]
 
@@ -73,15 +77,24 @@ class AudioFeatures:
     Windows are the definition, not an approximation: wav2vec normalises and attends over all it is
     given. Window k is seconds [20 k - 3, 20 k + 23) of the sound; it gives the frames whose centre
     lies in [20 k, 20 k + 20). Two windows are kept, whatever the length of the sound.
+
+    at_work: around each window that is heard, such as what brings the encoder to its device.
     """
 
     def __init__(
-        self, sound: Sound, encoder: Wav2Vec2Model, *, config: AudioConfig, fps: int
+        self,
+        sound: Sound,
+        encoder: Wav2Vec2Model,
+        *,
+        config: AudioConfig,
+        fps: int,
+        at_work: AtWork = contextlib.nullcontext,
     ) -> None:
         self.num_frames = sound.num_frames(fps)
         self.width = config.num_layers * config.hidden_width
         self._samples = sound.samples
         self._encoder = encoder
+        self._at_work = at_work
         self._fps = fps
         self._window_s = Fraction(config.window_s).limit_denominator(1000)
         self._context_s = Fraction(config.context_s).limit_denominator(1000)
@@ -139,8 +152,8 @@ class AudioFeatures:
         window = normalised(self._samples[start : math.floor(length_s * SAMPLE_RATE_HZ)])
         _let_go(self._samples)
         padded = np.pad(window, (0, max(0, self._field - len(window))))
-        weight = next(self._encoder.parameters())
-        with torch.no_grad():
+        with self._at_work(self._encoder), torch.no_grad():
+            weight = next(self._encoder.parameters())
             output = self._encoder(
                 torch.from_numpy(padded)[None].to(weight.device, weight.dtype),
                 output_hidden_states=True,

@@ -178,7 +178,11 @@ class Engine:
             num_frames=num_frames,
             num_clips=count_clips(num_frames, config.clip_frames),
             features=AudioFeatures(
-                sound, self.model.audio_encoder, config=config.audio, fps=config.fps
+                sound,
+                self.model.audio_encoder,
+                config=config.audio,
+                fps=config.fps,
+                at_work=self._at_work,
             ),
             state=state,
             sampling=sampling,
@@ -268,8 +272,7 @@ class Engine:
         speed = constant_speed(
             video.sampling.speed, config.clip_frames, 2 * config.window + 1, self.device
         )
-        with self._at_work(self.model.audio_encoder):
-            audio = self._audio(video, planned)
+        audio = self._audio(video, planned)
         with self._at_work(self.model.reference_net):
             maps = self._motion_features(motion, count)
         return audio, maps, speed.expand(count, -1, -1)
