@@ -262,6 +262,22 @@ def test_low_vram_gives_the_same_video_and_holds_weights_back(small_model, portr
     assert {name: p.data_ptr() for name, p in engine.model.named_parameters()} == at_home
 
 
+def test_low_vram_uploads_the_audio_encoder_only_for_a_window(
+    small_model, portrait, sound, monkeypatch
+):
+    engine, uploaded = Engine(small_model, device="cpu", dtype="fp32", low_vram=True), []
+    at_work = Offload.at_work
+
+    def counted(self, part):
+        uploaded.append(part)
+        return at_work(self, part)
+
+    monkeypatch.setattr(Offload, "at_work", counted)
+    assert len(list(engine.generate(portrait, sound, FEW_STEPS))) == 3  # clips, of one window
+    assert uploaded.count(engine.model.audio_encoder) == 1
+    assert uploaded.count(engine.model.autoencoder) == 1 + 3
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
 def test_what_goes_to_the_device_and_back_is_the_same(dtype):
     there = upload(torch.arange(6, dtype=dtype).view(2, 3), torch.device("cpu"))

@@ -182,7 +182,11 @@ class Engine:
             num_frames=num_frames,
             num_clips=num_clips,
             features=AudioFeatures(
-                sound, self.model.audio_encoder, config=config.audio, fps=config.fps
+                sound,
+                self.model.audio_encoder,
+                config=config.audio,
+                fps=config.fps,
+                at_work=self._at_work,
             ),
             lids=blinks(num_clips * config.clip_frames, options.seed),
             state=state,
@@ -277,8 +281,7 @@ class Engine:
         speed = constant_speed(
             video.sampling.speed, config.clip_frames, 2 * config.window + 1, self.device
         )
-        with self._at_work(self.model.audio_encoder):
-            audio = self._audio(video, planned)
+        audio = self._audio(video, planned)
         with self._at_work(self.model.reference_net):
             maps = self._motion_features(motion, count)
         lids = torch.from_numpy(video.lids[planned.start : planned.start + config.clip_frames])
