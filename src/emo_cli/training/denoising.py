@@ -87,8 +87,8 @@ class DenoisingLoss(nn.Module):
         uint8 [B, S, S, 3] or `reference_latents` [B, C, H, W]; `mask` [B, S, S]; `mouth` and
         `eyes` [B, F, H, W] as `face_parts.seen_most` gives them; `lids` [B, F]; `seed` [B]; for
         clips also `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame. With `corner`
-        [B, 2] (y, x) latents, mouth and eyes are windows of the picture that begin there; reference and
-        mask stay whole.
+        [B, 2] (y, x) latents, mouth and eyes are windows of the picture that begin there; reference
+        and mask stay whole.
         """
         seeds = batch["seed"]
         latents = self._latents(batch, "latents", "frames")
