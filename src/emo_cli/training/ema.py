@@ -7,10 +7,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class Ema:
-    """Averages of a module's trainable parameters, by name, in float32."""
+    """Averages of a module's trainable parameters, by name, in float32.
+
+    With FSDP parameters are DTensors, and so are their averages: each process has its part.
+    """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -24,15 +28,30 @@ class Ema:
         current = [p.detach().float() for p in self.parameters.values()]
         torch._foreach_lerp_(list(self.weights.values()), current, share)
 
-    def state(self) -> dict[str, Tensor]:
-        """The averages as safetensors takes them."""
-        return {name: average.contiguous() for name, average in self.weights.items()}
+    def state(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """The averages, whole, as safetensors takes them; with FSDP every process has to call this.
+
+        keep: False for a process that only gives its parts away.
+        """
+        state = {}
+        for name, average in self.weights.items():
+            # One by one: a GPU need not hold more than the largest of them whole.
+            whole = average.full_tensor() if isinstance(average, DTensor) else average
+            if keep:
+                state[name] = (
+                    whole.to("cpu") if isinstance(average, DTensor) else whole.contiguous()
+                )
+        return state
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Go on from saved averages; the names must be the same."""
         assert weights.keys() == self.weights.keys()
         for name, average in self.weights.items():
-            average.copy_(weights[name])
+            whole = weights[name]
+            if isinstance(average, DTensor):  # every process has read them all, and keeps its part
+                mesh, placements = average.device_mesh, average.placements
+                whole = distribute_tensor(whole, mesh, placements, src_data_rank=None)
+            average.copy_(whole)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
