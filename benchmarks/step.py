@@ -55,6 +55,7 @@ def our_step(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> C
         random(1, frames, window, config.audio_feature_width),
         reference_net.motion_features(latents[:, : config.motion_frames]),
         torch.ones(1, frames, window, device=device),
+        torch.zeros(1, frames, device=device),
     )
     return partial(backbone, latents, torch.full((1,), 500, device=device), video, clip)
 

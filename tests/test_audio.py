@@ -441,6 +441,33 @@ def test_one_window_is_transformers_hidden_states_at_the_frame_rate():
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("config", [small_config(), small_full_config()], ids=["layer", "group"])
+@pytest.mark.parametrize("samples", [32_080, 32_081, 32_400, 90_000])  # 100, 100, 101, 281 steps
+def test_convolutions_in_pieces_equal_transformers_on_the_whole_sound(config, samples):
+    torch.manual_seed(0)
+    model = build_wav2vec(config)
+    reference = Wav2Vec2Model(model.config).eval().feature_extractor
+    reference.load_state_dict(model.feature_extractor.state_dict())
+    sounds = torch.from_numpy(wandering_noise(samples / 16000).reshape(1, -1)).float().repeat(2, 1)
+    sounds[1] *= -3
+    with torch.no_grad():
+        expected = reference(sounds)
+        torch.testing.assert_close(model.feature_extractor(sounds), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_window_is_convolved_piece_by_piece_unless_it_trains_or_its_norm_spans_all_time():
+    def calls(config: AudioConfig, *, grad: bool) -> int:
+        convolutions, seen = build_wav2vec(config).feature_extractor, []
+        convolutions.conv_layers[0].register_forward_hook(lambda *_: seen.append(1))
+        with torch.set_grad_enabled(grad):
+            convolutions(torch.randn(1, 26 * 16000))
+        return len(seen)
+
+    assert calls(small_config(), grad=False) == 13
+    assert calls(small_config(), grad=True) == 1
+    assert calls(small_full_config(), grad=False) == 1
+
+
 def test_frames_outside_the_sound_repeat_its_edges():
     config = small_config()
     found = AudioFeatures(

@@ -48,6 +48,7 @@ def batch_of(config=SMALL_MINI, clips=2, frames=16):
         "reference_latents": torch.randn(clips, channels, latent, latent, generator=g),
         "mask": (torch.rand(clips, side, side, generator=g) > 0.5).float(),
         "mouth": torch.rand(clips, clip, latent, latent, generator=g),
+        "lids": torch.rand(clips, clip, generator=g),
         "eyes": torch.rand(clips, clip, latent, latent, generator=g),
         "audio": torch.randn(clips, clip + 4, config.audio_feature_width, generator=g),
         "speed": torch.rand(clips, clip + 4, generator=g),
@@ -89,7 +90,7 @@ def test_conditions_reach_the_networks_as_at_inference():
             audio = torch.stack([batch["audio"][i, f : f + 5] for f in range(12)])[None]
             speed = torch.stack([batch["speed"][i, f : f + 5] for f in range(12)])[None]
             motion = net.motion_features(batch["latents"][i : i + 1, :4])
-            clip = backbone.prepare_clip(audio, motion, speed)
+            clip = backbone.prepare_clip(audio, motion, speed, batch["lids"][i : i + 1])
             alone = backbone(noisy[i : i + 1], steps[i : i + 1], video, clip)
             # The gate of random weights makes eight times as much of a rounding.
             torch.testing.assert_close(ours[i : i + 1], alone, atol=5e-5, rtol=1e-4)
@@ -105,9 +106,10 @@ def test_dropped_conditions_are_the_nulls_of_guidance(monkeypatch):
     monkeypatch.setattr(module.backbone, "prepare_clip", lambda *a: seen.update(clip=a) or clip(*a))
     module(batch)
     features, mask, portrait = seen["video"]
-    audio, motion, speed = seen["clip"]
+    audio, motion, speed, lids = seen["clip"]
     assert not any(x.any() for x in features) and not portrait.any() and mask.any()
     assert not audio.any() and not any(x.any() for x in motion)
+    assert torch.equal(lids, batch["lids"])
     assert torch.allclose(speed, batch["speed"].mean(1)[:, None, None].expand_as(speed))
 
 

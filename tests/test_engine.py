@@ -11,6 +11,7 @@ import torch
 from small_models import SMALL_FULL, save_small
 
 from emo_cli import Engine, GenerateOptions
+from emo_cli.blinks import blinks
 from emo_cli.denoiser import BackboneSteps
 from emo_cli.device import Offload, choose_dtype, download, keep_freed_memory, upload
 from emo_cli.errors import EmoError
@@ -119,6 +120,15 @@ def test_guidance_batch_equals_separate_forwards(engine, portrait, sound, tmp_pa
     assert audio[0].any() and not audio[1].any() and not audio[2].any()
 
 
+def test_each_clip_is_told_its_part_of_the_videos_blinks(engine, portrait, sound, tmp_path):
+    options = GenerateOptions(**(vars(FEW_STEPS) | {"guidance": 2.0, "seed": 6}))
+    video = engine.prepare(portrait, sound, tmp_path, options)
+    told = [engine._conditions(video, planned, None)[3] for planned in engine_plan(video)]
+    assert [x.shape for x in told] == [(2, 12)] * 3  # the last clip is padded; both branches see
+    expected = torch.from_numpy(blinks(36, 6))
+    assert expected.any() and torch.equal(torch.cat(told, 1), expected.expand(2, -1))
+
+
 def engine_plan(video):
     from emo_cli.clips import plan
 
@@ -152,7 +162,7 @@ def test_every_network_of_mini_says_in_bf16_what_it_says_in_fp32():
         )
         audio = torch.ones(1, 12, 5, model.config.audio_feature_width, dtype=dtype)
         motion = net.motion_features(x[:, :4])
-        clip = backbone.prepare_clip(audio, motion, torch.ones(1, 12, 5))
+        clip = backbone.prepare_clip(audio, motion, torch.ones(1, 12, 5), torch.zeros(1, 12))
         predicted = backbone(x, torch.tensor([500]), video, clip)
         return portrait, *motion, predicted, model.autoencoder.decode(x[0, :2])
 
@@ -250,6 +260,22 @@ def test_low_vram_gives_the_same_video_and_holds_weights_back(small_model, portr
     made = frames_of(engine, portrait, sound)
     assert np.abs(made.astype(int) - frames).max() <= 1  # decoded one by one
     assert {name: p.data_ptr() for name, p in engine.model.named_parameters()} == at_home
+
+
+def test_low_vram_uploads_the_audio_encoder_only_for_a_window(
+    small_model, portrait, sound, monkeypatch
+):
+    engine, uploaded = Engine(small_model, device="cpu", dtype="fp32", low_vram=True), []
+    at_work = Offload.at_work
+
+    def counted(self, part):
+        uploaded.append(part)
+        return at_work(self, part)
+
+    monkeypatch.setattr(Offload, "at_work", counted)
+    assert len(list(engine.generate(portrait, sound, FEW_STEPS))) == 3  # clips, of one window
+    assert uploaded.count(engine.model.audio_encoder) == 1
+    assert uploaded.count(engine.model.autoencoder) == 1 + 3
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])

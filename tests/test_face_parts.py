@@ -92,6 +92,19 @@ def test_a_share_of_samples_is_sought_where_eyes_shut(blinking):
     assert share(1.0) == 1
 
 
+def test_a_sample_says_how_far_its_frames_eyes_are_shut_beside_the_whole_clip(blinking):
+    needs = Needs(motion_frames=4, clip_frames=12, window=2, size=SIZE, blinks=1.0)
+    data = ClipDataset(str(blinking), split="train", needs=needs)
+    for seed in range(20):
+        sample = data[Draw(0, seed)]
+        heights = sample["landmarks"][4:, 145, 1] - sample["landmarks"][4:, 159, 1]
+        assert torch.equal(sample["lids"], (heights < 1e-3).float())
+    still = dataclasses.replace(needs, motion_frames=0, clip_frames=1, blinks=0.0)
+    picture = ClipDataset(str(blinking), split="train", needs=still)
+    lids = torch.cat([picture[Draw(0, seed)]["lids"] for seed in range(200)])
+    assert 0 < lids.mean() < 0.2  # also where the only frame's eyes are shut
+
+
 def test_held_lids_change_the_motion_frames_eyes_alone(blinking, small_model):
     latents = add_latents(blinking, small_model)
 

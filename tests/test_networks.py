@@ -12,6 +12,7 @@ from torch import nn
 from emo_cli.errors import EmoError
 from emo_cli.model import layers, pretrained
 from emo_cli.model.backbone import Backbone, VideoState
+from emo_cli.model.eyelids import EyelidEmbedding
 from emo_cli.model.layers import (
     FeedForward,
     GroupNorm,
@@ -56,6 +57,7 @@ def conditions(backbone, config, *, batch=1, frames=12, seed=1):
         "audio": noise(batch, frames, 5, config.audio_feature_width),
         "motion": noise(batch, config.motion_frames, channels, latent, latent),
         "speed": noise(batch, frames, 5).abs(),
+        "lids": noise(batch, frames).sigmoid(),
         "latents": noise(batch, frames, channels, latent, latent),
     }
 
@@ -66,7 +68,7 @@ def run(backbone, reference_net, c, timestep=500):
         reference_net.portrait_features(c["portrait"]), c["mask"], c["portrait"]
     )
     motion = reference_net.motion_features(c["motion"])
-    clip = backbone.prepare_clip(c["audio"], motion, c["speed"])
+    clip = backbone.prepare_clip(c["audio"], motion, c["speed"], c["lids"])
     times = torch.full((c["latents"].shape[0],), timestep)
     return backbone(c["latents"], times, video, clip)
 
@@ -266,13 +268,29 @@ def test_the_gate_leads_to_the_portrait_where_it_is_open_and_nowhere_else():
     torch.testing.assert_close(shut, run(backbone, reference_net, c)[:, :, :-1])
 
 
+@torch.no_grad()
+def test_eyelids_reach_the_backbone_where_it_is_told_and_are_silent_when_new():
+    frames = torch.arange(12)
+    blink = (frames == 5).float()[None]
+    for config in (SMALL_MINI, SMALL_FULL):
+        backbone = randomised(Backbone(config), 0)
+        net = randomised(ReferenceNet(config.unet, config.autoencoder.latent_channels), 1)
+        c = conditions(backbone, config)
+        shut, open_ = (run(backbone, net, c | {"lids": x}) for x in (blink, 0 * blink))
+        assert torch.equal(shut, open_) != config.unet.told_lids
+    embedding = EyelidEmbedding(32)
+    assert not embedding(blink).any()
+    rows = randomised(embedding, 0)(blink)  # [F, T]: each frame has its own
+    assert (rows[frames != 5] == rows[0]).all() and not torch.equal(rows[5], rows[0])
+
+
 def test_a_single_picture_needs_no_temporal_layers(networks):
     config, backbone, reference_net = networks
     c = conditions(backbone, config, frames=1)
     video = backbone.prepare_video(
         reference_net.portrait_features(c["portrait"]), c["mask"], c["portrait"]
     )
-    clip = backbone.prepare_clip(c["audio"], [], c["speed"])
+    clip = backbone.prepare_clip(c["audio"], [], c["speed"], c["lids"])
     out = backbone(c["latents"], torch.tensor([10]), video, clip)
     assert out.shape == c["latents"].shape and isinstance(video, VideoState)
 

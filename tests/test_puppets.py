@@ -14,6 +14,7 @@ from made_faces import DEADLY, MagentaFinder
 from PIL import Image
 from typer.testing import CliRunner
 
+from emo_cli.blinks import BLINK
 from emo_cli.cli import app
 from emo_cli.errors import EmoError
 from emo_cli.face_motion import lip_opening
@@ -38,7 +39,13 @@ from emo_cli.training.puppets.mesh import (
     mouth_scale,
     rotation_matrices,
 )
-from emo_cli.training.puppets.motion import make_motion, rest
+from emo_cli.training.puppets.motion import (
+    BLINK_WITHIN,
+    CLOSEST_BLINKS,
+    SHALLOWEST_BLINK,
+    make_motion,
+    rest,
+)
 from emo_cli.training.puppets.pose import make_pose
 from emo_cli.training.puppets.raster import rasterise
 from emo_cli.training.puppets.render import render
@@ -110,15 +117,35 @@ def test_motion_is_a_function_of_its_seed() -> None:
     assert not np.array_equal(first.turns, other.turns)
 
 
-def test_people_blink_where_their_speech_pauses_and_nowhere_else() -> None:
+def test_people_blink_where_their_speech_pauses_and_now_and_then_elsewhere() -> None:
     pauses = np.zeros(100, bool)
     pauses[:10] = pauses[40:44] = pauses[60:70] = pauses[72:80] = True
-    blink = make_motion(100, 0.2, seed=0, pauses=pauses).blink
-    shut = np.flatnonzero(blink > 0.9)
-    assert shut.tolist() == [
-        63,
-        64,
-    ]  # not at the start, nor in a short pause, nor again at once
+    in_pauses, others = 0, set()
+    for seed in range(40):
+        blink = make_motion(100, 0.2, seed, pauses=pauses).blink
+        began = np.flatnonzero((blink > 0) & (np.append(0, blink[:-1]) == 0))
+        assert (np.diff(began) >= CLOSEST_BLINKS).all()
+        in_pauses += 62 in began
+        others |= set(began.tolist()) - {62}
+    assert in_pauses > 20  # but where a blink has just been
+    assert len(others) > 20 and min(others) >= BLINK_WITHIN[0]  # not at the start
+
+
+def test_some_blinks_are_long_and_some_shallow() -> None:
+    pauses = np.zeros(40, bool)
+    pauses[5:30] = True
+    all_blinks = np.stack([make_motion(40, 0.2, s, pauses=pauses).blink for s in range(80)])
+    deepest, length = all_blinks.max(1), (all_blinks[:, :20] > 0).sum(1)
+    assert SHALLOWEST_BLINK <= deepest.min() < 0.75 < 0.95 < deepest.max() <= 1
+    assert length.min() == len(BLINK) and length.max() > len(BLINK) + 5
+    assert 0.5 < (length == len(BLINK)).mean() < 1
+
+
+def test_some_heads_roam_sideways_or_up_and_down() -> None:
+    reach = np.array([np.ptp(make_motion(75, 0.2, seed).shift, axis=0) for seed in range(80)])
+    far = reach > [0.08, 0.06]
+    assert 0.1 < far.any(1).mean() < 0.5
+    assert far[:, 0].any() and far[:, 1].any() and (far[:, 0] != far[:, 1]).any()
 
 
 def test_speech_pauses_where_its_sound_is_quiet() -> None:

@@ -14,6 +14,7 @@ from emo_cli.sampler import (
     clip_generator,
     clip_noise,
     denoise,
+    ease_in,
     guidance_branches,
     guide,
     plan_steps,
@@ -213,3 +214,14 @@ def test_rescale_leaves_a_right_prediction_alone(solver):
         predict, torch.randn(SHAPE), scheduler, branches, torch.float32, guidance_rescale=0.7
     )
     torch.testing.assert_close(result, answer, atol=2e-3, rtol=1e-3)
+
+
+def test_half_of_the_step_between_clips_fades_over_the_first_frames():
+    latents, before = torch.randn(SHAPE), torch.randn(1, 1, 4, 8, 8)
+    eased = ease_in(latents, before, 3)
+    step = latents[:, 0] - before[:, 0]
+    assert torch.equal(eased[:, 3:], latents[:, 3:])
+    for frame, share in enumerate((1 / 2, 1 / 3, 1 / 6)):
+        torch.testing.assert_close(eased[:, frame], latents[:, frame] - share * step)
+    still = ease_in(before.expand(SHAPE), before, 3)
+    torch.testing.assert_close(still, before.expand(SHAPE))

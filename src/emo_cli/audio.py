@@ -6,8 +6,10 @@ Legend: `S` samples at 16 kHz, `T` hidden time steps of a window, `L` layers, `D
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
+from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,8 @@ from emo_cli.sound import SAMPLE_RATE_HZ, Sound, decode_sound
 if TYPE_CHECKING:
     import torch
     from transformers import Wav2Vec2Model
+
+    AtWork = Callable[[Wav2Vec2Model], contextlib.AbstractContextManager[object]]
 
 __all__ = ["AudioFeatures", "Sound", "build_wav2vec", "decode_sound"]
 
@@ -32,6 +36,8 @@ def build_wav2vec(config: AudioConfig) -> Wav2Vec2Model:
     `full` is wav2vec2-base-960h, parameter for parameter.
     """
     from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    from emo_cli.model.feature_encoder import FeatureEncoder
 
     shape = Wav2Vec2Config(
         conv_dim=config.conv_dim,
@@ -54,7 +60,15 @@ def build_wav2vec(config: AudioConfig) -> Wav2Vec2Model:
         feat_proj_dropout=0.0,
         layerdrop=0.0,
     )
-    return Wav2Vec2Model(shape).eval()
+    model = Wav2Vec2Model(shape)
+    stride, field = _reach(config)
+    model.feature_extractor = FeatureEncoder(  # type: ignore[assignment]
+        model.feature_extractor.conv_layers,
+        stride=stride,
+        field=field,
+        whole=config.feature_norm == "group",
+    )
+    return model.eval()
 
 
 class AudioFeatures:
@@ -63,15 +77,24 @@ class AudioFeatures:
     Windows are the definition, not an approximation: wav2vec normalises and attends over all it is
     given. Window k is seconds [20 k - 3, 20 k + 23) of the sound; it gives the frames whose centre
     lies in [20 k, 20 k + 20). Two windows are kept, whatever the length of the sound.
+
+    at_work: around each window that is heard, such as what brings the encoder to its device.
     """
 
     def __init__(
-        self, sound: Sound, encoder: Wav2Vec2Model, *, config: AudioConfig, fps: int
+        self,
+        sound: Sound,
+        encoder: Wav2Vec2Model,
+        *,
+        config: AudioConfig,
+        fps: int,
+        at_work: AtWork = contextlib.nullcontext,
     ) -> None:
         self.num_frames = sound.num_frames(fps)
         self.width = config.num_layers * config.hidden_width
         self._samples = sound.samples
         self._encoder = encoder
+        self._at_work = at_work
         self._fps = fps
         self._window_s = Fraction(config.window_s).limit_denominator(1000)
         self._context_s = Fraction(config.context_s).limit_denominator(1000)
@@ -129,8 +152,8 @@ class AudioFeatures:
         window = normalised(self._samples[start : math.floor(length_s * SAMPLE_RATE_HZ)])
         _let_go(self._samples)
         padded = np.pad(window, (0, max(0, self._field - len(window))))
-        weight = next(self._encoder.parameters())
-        with torch.no_grad():
+        with self._at_work(self._encoder), torch.no_grad():
+            weight = next(self._encoder.parameters())
             output = self._encoder(
                 torch.from_numpy(padded)[None].to(weight.device, weight.dtype),
                 output_hidden_states=True,
@@ -182,4 +205,6 @@ def _reach(config: AudioConfig) -> tuple[int, int]:
 def normalised(window: np.ndarray) -> np.ndarray:
     """Zero mean, unit variance, as Wav2Vec2FeatureExtractor does it for one sound."""
     wide = window.astype(np.float64)
-    return ((wide - wide.mean()) / np.sqrt(wide.var() + EPSILON)).astype(np.float32)
+    wide -= wide.mean()
+    wide /= np.sqrt(wide.var() + EPSILON)
+    return wide.astype(np.float32)

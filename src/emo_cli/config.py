@@ -40,6 +40,7 @@ class UNetConfig:
     reference_time: bool  # ReferenceNet keeps SD's time embedding, at timestep 0
     concatenate_reference: bool  # reference latent beside the noisy latents at the input
     copy_reference: bool  # a gate at the output takes still places from the reference latent
+    told_lids: bool  # how far the eyes are shut is said frame by frame, not left to the sound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,7 @@ class DiffusionConfig:
     spacing: Literal["leading", "trailing"]
     shared_noise: float  # share of the noise variance common to all frames of a clip
     shared_temperature: float  # std of that shared noise when sampling; below 1: clips differ less
+    join_frames: int  # of a clip, over which half of the step from the motion frames fades; 0: none
     solver: Solver
     steps: int
     guidance: float

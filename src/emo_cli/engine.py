@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from emo_cli.audio import AudioFeatures, Sound, decode_sound
+from emo_cli.blinks import blinks
 from emo_cli.clips import PlannedClip, count_clips, plan
 from emo_cli.conditions import constant_speed, windows
 from emo_cli.config import GenerateOptions, ModelConfig
@@ -44,6 +45,7 @@ from emo_cli.sampler import (
     clip_generator,
     clip_noise,
     denoise,
+    ease_in,
     guidance_branches,
 )
 
@@ -58,6 +60,7 @@ class Video:
     num_frames: int
     num_clips: int
     features: AudioFeatures
+    lids: np.ndarray  # [num_clips * F], 0 open .. 1 shut
     state: VideoState
     sampling: Sampling
     scheduler: Any
@@ -169,6 +172,7 @@ class Engine:
         )
         scheduler = build_scheduler(config.diffusion, sampling.solver, sampling.steps)
         num_frames = sound.num_frames(config.fps)
+        num_clips = count_clips(num_frames, config.clip_frames)
         with out_of_memory_hint():
             state = self._video_state(portrait, branches)
         return Video(
@@ -176,10 +180,15 @@ class Engine:
             portrait=portrait,
             sound=sound,
             num_frames=num_frames,
-            num_clips=count_clips(num_frames, config.clip_frames),
+            num_clips=num_clips,
             features=AudioFeatures(
-                sound, self.model.audio_encoder, config=config.audio, fps=config.fps
+                sound,
+                self.model.audio_encoder,
+                config=config.audio,
+                fps=config.fps,
+                at_work=self._at_work,
             ),
+            lids=blinks(num_clips * config.clip_frames, options.seed),
             state=state,
             sampling=sampling,
             scheduler=scheduler,
@@ -249,7 +258,7 @@ class Engine:
                 frames=config.clip_frames,
                 layers=sampling.cache_layers if sampling.cache_interval > 1 else 0,
             )
-            return denoise(
+            latents = denoise(
                 predict,
                 upload(noise, self.device),
                 video.scheduler,
@@ -259,20 +268,25 @@ class Engine:
                 guidance_rescale=sampling.guidance_rescale,
                 cache_interval=sampling.cache_interval,
             )
+        if motion is None or config.diffusion.join_frames == 0:
+            return latents
+        before = motion[:, -1:].to(latents)
+        return ease_in(latents, before, config.diffusion.join_frames)
 
     def _conditions(
         self, video: Video, planned: PlannedClip, motion: Tensor | None
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Sound, motion frames and speed of a clip, as `Backbone.prepare_clip` takes them."""
+    ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+        """Sound, motion frames, speed and eyelids of a clip, for `Backbone.prepare_clip`."""
         config, count = self.config, len(video.branches)
         speed = constant_speed(
             video.sampling.speed, config.clip_frames, 2 * config.window + 1, self.device
         )
-        with self._at_work(self.model.audio_encoder):
-            audio = self._audio(video, planned)
+        audio = self._audio(video, planned)
         with self._at_work(self.model.reference_net):
             maps = self._motion_features(motion, count)
-        return audio, maps, speed.expand(count, -1, -1)
+        lids = torch.from_numpy(video.lids[planned.start : planned.start + config.clip_frames])
+        lids = upload(lids, self.device).expand(count, -1)
+        return audio, maps, speed.expand(count, -1, -1), lids
 
     def _audio(self, video: Video, planned: PlannedClip) -> Tensor:
         """Windows of audio features [G, F, 2m+1, L*D]; silence of features where audio is null."""

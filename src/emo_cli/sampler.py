@@ -158,6 +158,19 @@ class Predictor(Protocol):
         """`reuse`: take the deep features that the last call without it made."""
 
 
+def ease_in(latents: Tensor, before: Tensor, frames: int) -> Tensor:
+    """Latents [1, F, C, H, W] whose first `frames` come nearer to the frame before [1, 1, C, H, W].
+
+    A clip begins a little beside where the one before it ended. Half of that step is taken back
+    in the first frame, and less in each that follows, so that it is no longer seen.
+    """
+    eased = latents.clone()
+    step = latents[:, :1] - before
+    share = 0.5 * torch.arange(frames, 0, -1, device=latents.device) / frames
+    eased[:, :frames] -= share.view(1, -1, 1, 1, 1) * step
+    return eased
+
+
 @torch.inference_mode()
 def denoise(
     predict: Predictor,

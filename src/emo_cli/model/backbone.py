@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from emo_cli.config import DiffusionConfig, ModelConfig
 from emo_cli.model.audio_layers import AudioProjector
+from emo_cli.model.eyelids import EyelidEmbedding
 from emo_cli.model.face_locator import FaceLocator
 from emo_cli.model.layers import Folded, GroupNorm, fold_frames, unfold_frames
 from emo_cli.model.reference_net import has_spatial, has_temporal
@@ -49,11 +50,13 @@ class ClipState(NamedTuple):
 
     audio: list[Folded]  # per spatial layer
     temporal: list[TemporalState]  # per temporal layer; empty: a picture, not a clip
+    lids: Tensor | None  # [B*F, T] beside the time embedding, where the model is told
 
     def first(self, frames: int) -> ClipState:
         """The first clip of the batch, of so many frames, alone; views."""
         audio = [Folded(*(x[:frames] for x in folded)) for folded in self.audio]
-        return ClipState(audio, [state.first() for state in self.temporal])
+        lids = None if self.lids is None else self.lids[:frames]
+        return ClipState(audio, [state.first() for state in self.temporal], lids)
 
 
 class Backbone(UNet):
@@ -76,6 +79,7 @@ class Backbone(UNet):
         )
         self.audio_projector = AudioProjector(config.audio, config.window)
         self.speed_encoder = SpeedEncoder(config.speed, config.window)
+        self.eyelids = EyelidEmbedding(unet.time_width) if unet.told_lids else None
         self.motion_frames = config.motion_frames
         self.takes_portrait = unet.concatenate_reference or unet.copy_reference
         self.concatenate_reference = unet.concatenate_reference
@@ -113,20 +117,24 @@ class Backbone(UNet):
         alphas = None if self.copy is None else self.copy.alphas(portrait.device)
         return VideoState(keys_values, face, portrait if self.takes_portrait else None, alphas)
 
-    def prepare_clip(self, audio: Tensor, motion: list[Tensor], speed: Tensor) -> ClipState:
-        """Project what sound, motion frames and speed give.
+    def prepare_clip(
+        self, audio: Tensor, motion: list[Tensor], speed: Tensor, lids: Tensor
+    ) -> ClipState:
+        """Project what sound, motion frames, speed and eyelids give.
 
         audio [B, F, 2m+1, L*D]; motion features [B, M, C, H, W] per temporal layer, or an
-        empty list for single pictures; speed [B, F, 2m+1] degrees per frame.
+        empty list for single pictures; speed [B, F, 2m+1] degrees per frame; lids [B, F], 0 open
+        .. 1 shut, which a model that is not told passes over.
         """
         tokens = self.audio_projector(audio)
         folded = [layer.fold_audio(tokens) for layer in self.spatial_layers()]
+        eyes = None if self.eyelids is None else self.eyelids(lids.to(audio))
         if not motion:
-            return ClipState(folded, [])
+            return ClipState(folded, [], eyes)
         features = self.speed_encoder(speed, self.motion_frames)
         layers = self.temporal_layers()
         states = [layer.prepare(x, features) for layer, x in zip(layers, motion, strict=True)]
-        return ClipState(folded, states)
+        return ClipState(folded, states, eyes)
 
     def zero_motion(self, batch: int, latent_size: int, like: Tensor) -> list[Tensor]:
         """Zero feature maps for a first clip, [B, M, C, H, W] per temporal layer."""
@@ -150,7 +158,7 @@ class Backbone(UNet):
         self, latents: Tensor, timesteps: Tensor, video: VideoState, clip: ClipState
     ) -> Tensor:
         """Noisy latents [B, F, C, H, W] at timesteps [B] -> predicted noise, or v, same shape."""
-        x, time = self._enter(latents, timesteps, video)
+        x, time = self._enter(latents, timesteps, video, clip)
         x = self.walk(x, time, self._visit(video, clip))
         return self._leave(x, latents, timesteps, video)
 
@@ -158,7 +166,7 @@ class Backbone(UNet):
         self, latents: Tensor, timesteps: Tensor, video: VideoState, clip: ClipState, layers: int
     ) -> tuple[Tensor, Tensor]:
         """`forward`, and the deep feature [B*F, C', H, W] for `forward_reusing`."""
-        x, time = self._enter(latents, timesteps, video)
+        x, time = self._enter(latents, timesteps, video, clip)
         x, deep = self.walk_keeping(x, time, self._visit(video, clip), layers=layers)
         return self._leave(x, latents, timesteps, video), deep
 
@@ -172,19 +180,20 @@ class Backbone(UNet):
         deep: Tensor,
     ) -> Tensor:
         """`forward` with the deep feature of a neighbouring step; 1 <= `layers`, as kept."""
-        x, time = self._enter(latents, timesteps, video)
+        x, time = self._enter(latents, timesteps, video, clip)
         x = self.walk_reusing(x, time, self._visit(video, clip), deep, layers=layers)
         return self._leave(x, latents, timesteps, video)
 
     def _enter(
-        self, latents: Tensor, timesteps: Tensor, video: VideoState
+        self, latents: Tensor, timesteps: Tensor, video: VideoState, clip: ClipState
     ) -> tuple[Tensor, Tensor]:
         """What the walk takes: maps [B*F, C', H, W] and time [B*F, T]."""
         x = latents + video.face[:, None]
         if self.concatenate_reference and video.portrait is not None:
             x = torch.cat([x, video.portrait[:, None].expand_as(latents)], 2)
         x = fold_frames(x).contiguous(memory_format=torch.channels_last)
-        return x, self.time_embedding(timesteps).repeat_interleave(latents.shape[1], 0)
+        time = self.time_embedding(timesteps).repeat_interleave(latents.shape[1], 0)
+        return x, time if clip.lids is None else time + clip.lids
 
     def _visit(self, video: VideoState, clip: ClipState) -> Visit:
         def spatial(layer: nn.Module, x: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class ClipSamples:
         size = self.config.picture_size, self.config.latent_size
         mouth, eyes = seen_most(sample["landmarks"], dataset.needs.clip_frames, *size)
         wanted = ("frames", "reference", "latents", "reference_latents", "audio", "speed", "mask")
-        item = {name: sample[name] for name in wanted if name in sample}
+        item = {name: sample[name] for name in (*wanted, "lids") if name in sample}
         item |= {"mouth": mouth, "eyes": eyes}
         if self.window is None:
             return item

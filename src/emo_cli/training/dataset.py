@@ -20,7 +20,7 @@ from torch import Tensor
 from emo_cli.errors import EmoError
 from emo_cli.portrait import GROWTH
 from emo_cli.training.draws import Draw, begins_video, derive_seed
-from emo_cli.training.face_parts import blink_frames, held_lids
+from emo_cli.training.face_parts import LIDS_MOVE, blink_frames, held_lids, lids_shut
 from emo_cli.training.samples import (
     Labels,
     Split,
@@ -111,8 +111,9 @@ class ClipDataset:
         `frames` uint8 [n+f, S, S, 3]; `reference` uint8 [S, S, 3]; `boxes` [n+f, 4], `landmarks`
         [n+f, V, 3] and `reference_landmarks` [V, 3] in pixels; `mask` [S, S], 1 in the union of all
         the clip's boxes, grown as a portrait's region; `rotation` [n+f] and `speed` [f+2m] degrees
-        per frame; `mean_speed` of the clip; `has_sound`; where asked for, `audio` [f+2m, L*D], zero
-        without sound, `latents` [n+f, C, h, w] and `reference_latents` [C, h, w].
+        per frame; `mean_speed` of the clip; `lids` [f], 0 open .. 1 shut; `has_sound`; where asked
+        for, `audio` [f+2m, L*D], zero without sound, `latents` [n+f, C, h, w] and
+        `reference_latents` [C, h, w].
         """
         row = self._rows[drawn.index]
         needs = self.needs
@@ -267,7 +268,9 @@ class ClipDataset:
             "mean_speed": labels.rotation.mean(),
             "mask": union_mask(labels.boxes, self.needs.size),
         }
-        return {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
+        lids = lids_shut(torch.from_numpy(labels.landmarks), LIDS_MOVE)
+        sample = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
+        return sample | {"lids": lids[chosen[self.needs.motion_frames :]]}
 
     def _around(self, start: int, total: int) -> np.ndarray:
         """The clip frames of a sample and `m` more on each side; the clip's ends repeat."""

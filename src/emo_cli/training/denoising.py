@@ -56,6 +56,7 @@ class Conditions(NamedTuple):
     audio: Tensor  # [B, F, 2m+1, L*D]
     motion: list[Tensor]  # [B, M, C, H, W] per temporal layer; none for pictures
     speed: Tensor  # [B, F, 2m+1]
+    lids: Tensor  # [B, F]
 
 
 class DenoisingLoss(nn.Module):
@@ -84,9 +85,9 @@ class DenoisingLoss(nn.Module):
 
         batch: `frames` uint8 [B, M+F, S, S, 3] or `latents` [B, M+F, C, H, W]; `reference`
         uint8 [B, S, S, 3] or `reference_latents` [B, C, H, W]; `mask` [B, S, S]; `mouth` and
-        `eyes` [B, F, H, W] as `face_parts.seen_most` gives them; `seed` [B]; for clips also
-        `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame. With `corner` [B, 2]
-        (y, x) latents, mouth and eyes are windows of the picture that begin there; reference and
+        `eyes` [B, F, H, W] as `face_parts.seen_most` gives them; `lids` [B, F]; `seed` [B]; for
+        clips also `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame. With `corner`
+        [B, 2] (y, x) latents, mouth and eyes are windows of the picture that begin there; reference and
         mask stay whole.
         """
         seeds = batch["seed"]
@@ -143,6 +144,7 @@ class DenoisingLoss(nn.Module):
             audio=self._audio(batch, noisy),
             motion=self._motion(seeds, motion),
             speed=self._speed(batch, noisy),
+            lids=batch["lids"].to(noisy),
         )
 
     def _run(
@@ -158,7 +160,8 @@ class DenoisingLoss(nn.Module):
         video = backbone.prepare_video(c.features, c.face_region, c.portrait)
         if "corner" in batch:
             video = _cut_video(video, batch["corner"], noisy.shape[-1])
-        return backbone(noisy, timesteps, video, backbone.prepare_clip(c.audio, c.motion, c.speed))
+        clip = backbone.prepare_clip(c.audio, c.motion, c.speed, c.lids)
+        return backbone(noisy, timesteps, video, clip)
 
     def _audio(self, batch: dict[str, Tensor], like: Tensor) -> Tensor:
         """Windows [B, F, 2m+1, L*D]; the null condition where sound does not take part."""

@@ -16,6 +16,7 @@ LIP_MARGIN = (0.15, 0.35)  # of the lips' width and height: an open jaw moves wh
 EYES = ((33, 133, 159, 145), (263, 362, 386, 374))  # corners and lids
 EYE_MARGIN = (0.2, 0.5)  # of an eye's width, around its corners: a shut eye is as large
 LIDS_FALL = (0.2, 0.6)  # of an eye's height: where a blink begins and where it counts in full
+LIDS_MOVE = (0.15, 0.8)  # the same, for a model that is told how far they have fallen
 BLINK_WEIGHT = 2.0  # of eyes that shut, beside open ones: one frame in twenty is not learnt else
 
 
@@ -40,7 +41,7 @@ def eye_shares(landmarks: Tensor, size: int, latent_size: int) -> Tensor:
     return torch.stack([box_share(_eye_box(points, *eye[:2]), size, latent_size) for eye in EYES])
 
 
-def lids_shut(landmarks: Tensor) -> Tensor:
+def lids_shut(landmarks: Tensor, fall: tuple[float, float] = LIDS_FALL) -> Tensor:
     """Landmarks [F, V, 3] -> [F], 0: as open as these eyes usually are .. 1: in a blink."""
     points = landmarks[..., :2].float()
     heights = []
@@ -49,7 +50,7 @@ def lids_shut(landmarks: Tensor) -> Tensor:
         heights.append((points[:, upper] - points[:, lower]).norm(dim=-1) / width)
     height = torch.stack(heights).mean(0)
     fallen = 1 - height / height.quantile(0.9).clamp_min(1e-3)
-    begin, end = LIDS_FALL
+    begin, end = fall
     return ((fallen - begin) / (end - begin)).clamp(0, 1)
 
 

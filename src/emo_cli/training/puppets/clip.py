@@ -105,7 +105,7 @@ def make_clip(
     pauses: NDArray[np.bool_] | None = None,
     device: str = "cpu",
 ) -> PuppetClip:
-    """The still speaks the driver's words, T frames of them; it blinks where speech `pauses`."""
+    """The still speaks the driver's words, T frames of them; it blinks where speech `pauses` too."""
     # A still that is turned already has less far to go.
     reach = max(0.35, 1 - turned_by(still.rotation) / 40)
     motion = make_motion(driver.num_frames, plan.speed, plan.seed, reach, pauses)

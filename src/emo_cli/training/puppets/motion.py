@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from emo_cli.blinks import BLINK
 from emo_cli.face_motion import rotation_between_frames
 from emo_cli.training.puppets.mesh import Array, rotation_matrices
 
@@ -18,13 +19,17 @@ from emo_cli.training.puppets.mesh import Array, rotation_matrices
 FARTHEST = np.array([12.0, 8.0, 15.0])
 USUAL = np.array([1.0, 0.9, 0.4])  # shares of FARTHEST: people seldom roll their heads far
 SWAY = np.array([0.012, 0.008])  # standard deviation of the head's own shift, x and y
+# Some heads roam sideways, up and down, or both: what a face region is for (EMO fig. 7).
+ROAMING_SHARE = 0.35
+ROAM = np.array([[0.07, 0.0], [0.0, 0.05], [0.06, 0.04]])  # standard deviations, x and y
 BREATH = 0.006
-BLINK = np.array([0.45, 0.95, 1.0, 0.75, 0.4, 0.15], np.float32)  # two frames down, three up
-# People blink where they pause (Nakano, Kitazawa 2010). Puppets always do, and nowhere else: a
-# model that hears the pause can then foresee the blink, instead of leaving out what it cannot.
+# People blink where they pause (Nakano, Kitazawa 2010), and elsewhere.
 PAUSE = 5  # frames of a pause at least
 BLINK_AFTER = 2  # frames of it
 CLOSEST_BLINKS = 20  # frames
+BLINK_WITHIN = (20, 100)  # frames from one blink to the next where no pause brings it
+LONG_BLINKS, LONGEST_BLINK = 0.15, 12  # share of those that stay shut, for so many frames at most
+SHALLOWEST_BLINK = 0.7
 GAZE_SPREAD = np.array([0.006, 0.003])  # standard deviation of where the eyes rest
 
 
@@ -78,7 +83,7 @@ def make_motion(
     """A motion whose rotation is `speed` degrees a frame on the mean, a pure function of `seed`.
 
     speed 0..2; `reach` 0..1 shrinks the farthest turns, for stills that are turned already;
-    `pauses` [T]: where the speech pauses, for the blinks (None: nowhere).
+    `pauses` [T]: where the speech pauses, which brings blinks (None: nowhere).
     """
     pauses = np.zeros(num_frames, bool) if pauses is None else pauses
     rng = np.random.default_rng(seed)
@@ -86,14 +91,17 @@ def make_motion(
     breath_s, phase = rng.uniform(2.8, 4.5), rng.random()
     breath = BREATH * np.sin(2 * np.pi * (frames / (25 * breath_s) + phase))
     turns = _walk(num_frames, speed, reach, rng)
-    sway = SWAY * rng.uniform(0.4, 1.2) * np.stack([_drift(num_frames, 30, rng) for _ in "xy"], 1)
+    spread = SWAY * rng.uniform(0.4, 1.2)
+    if rng.random() < ROAMING_SHARE:
+        spread = spread + ROAM[rng.integers(len(ROAM))]
+    sway = spread * np.stack([_drift(num_frames, 30, rng) for _ in "xy"], 1)
     return Motion(
         turns=turns.astype(np.float32),
         # The head rides a little on the breath.
         shift=(sway - 0.3 * breath[:, None] * [0, 1]).astype(np.float32),
         breath=breath.astype(np.float32),
         gaze=_glances(num_frames, rng),
-        blink=_blinks(pauses),
+        blink=_blinks(pauses, rng),
         brows=(0.012 * rng.random() * _drift(num_frames, 10, rng)).astype(np.float32),
     )
 
@@ -151,15 +159,27 @@ def _glances(num_frames: int, rng: np.random.Generator) -> Array:
     return gaze.astype(np.float32)
 
 
-def _blinks(pauses: NDArray[np.bool_]) -> Array:
-    """A blink [T] in every pause of speech, a little after it begins."""
+def _blinks(pauses: NDArray[np.bool_], rng: np.random.Generator) -> Array:
+    """Blinks [T]: one a little after each pause of speech begins, others anywhere."""
     num_frames = len(pauses)
-    blink = np.zeros(num_frames + BLINK_AFTER + len(BLINK), np.float32)
-    next_allowed = 0
-    for begin in range(1, num_frames - PAUSE + 1):
-        begins = pauses[begin : begin + PAUSE].all() and not pauses[begin - 1]
-        if begins and begin >= next_allowed:
-            first = begin + BLINK_AFTER
-            blink[first : first + len(BLINK)] = BLINK
-            next_allowed = begin + CLOSEST_BLINKS
+    blink = np.zeros(num_frames + LONGEST_BLINK + len(BLINK), np.float32)
+    next_allowed, next_anywhere = 0, int(rng.integers(*BLINK_WITHIN))
+    for frame in range(num_frames):
+        if frame < next_allowed or not (frame == next_anywhere or _paused(pauses, frame)):
+            continue
+        held = int(rng.integers(LONGEST_BLINK)) if rng.random() < LONG_BLINKS else 0
+        shape = np.insert(BLINK, 2, np.ones(held, np.float32))
+        shape = shape * np.float32(rng.uniform(SHALLOWEST_BLINK, 1.0))
+        blink[frame : frame + len(shape)] = shape
+        next_allowed = frame + held + CLOSEST_BLINKS
+        next_anywhere = next_allowed + int(rng.integers(*BLINK_WITHIN)) - BLINK_WITHIN[0]
     return blink[:num_frames]
+
+
+def _paused(pauses: NDArray[np.bool_], frame: int) -> bool:
+    """Whether a pause, long enough, began `BLINK_AFTER` frames before; not where a clip begins."""
+    begin = frame - BLINK_AFTER
+    if begin < 1 or pauses[begin - 1]:
+        return False
+    rest = pauses[begin : begin + PAUSE]
+    return len(rest) == PAUSE and bool(rest.all())
