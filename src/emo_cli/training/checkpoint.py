@@ -98,7 +98,7 @@ class Checkpoints:
             self.accelerator.load_state(str(latest))
         except DAMAGE as error:
             raise EmoError(
-                f"the checkpoint {latest} is damaged: {str(cause_of(error)).splitlines()[0]}",
+                f"the checkpoint {latest} is damaged: {damage(error)}",
                 "Remove that folder; the run goes on from the checkpoint before it.",
             ) from error
         return step
@@ -177,6 +177,12 @@ def cause_of(error: BaseException) -> BaseException:
     if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error
+
+
+def damage(error: BaseException) -> str:
+    """What is wrong with a checkpoint, in a line; some errors say no more than their name."""
+    cause = cause_of(error)
+    return (str(cause).splitlines() or [type(cause).__name__])[0]
 
 
 def _flush_to_disk(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -97,6 +98,8 @@ def prepare(
     kinds = {type(m).__name__ for m in module.modules() if isinstance(m, tuple(UNITS))}
     accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(kinds)
     module, optimizer = accelerator.prepare(module, optimizer)
+    # It warns of blocks that return views: nothing here changes what a block returns in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for unit in module.modules():
         for kind, methods in UNITS.items():
             for method in methods if isinstance(unit, kind) else ():

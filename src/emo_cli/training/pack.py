@@ -122,7 +122,7 @@ def write_checkpoint(
 
     from emo_cli.model.emo_model import key_in_file, part_of
     from emo_cli.model.load import write_part
-    from emo_cli.training.checkpoint import DAMAGE, cause_of, load_weights
+    from emo_cli.training.checkpoint import DAMAGE, damage, load_weights
 
     try:
         tensors = load_weights(checkpoint)
@@ -130,7 +130,7 @@ def write_checkpoint(
             tensors |= load_file(checkpoint / "ema.safetensors")
     except DAMAGE as error:
         raise EmoError(
-            f"the checkpoint {checkpoint} is damaged: {str(cause_of(error)).splitlines()[0]}",
+            f"the checkpoint {checkpoint} is damaged: {damage(error)}",
             "Remove that folder; the one before it serves.",
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
