@@ -177,7 +177,8 @@ def run_stage(
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    shown = find_processes(options).is_main_process
+    # A distilled network's target follows its weights outside of a forward pass.
+    shown = find_processes(options, may_part=stage.name != "distill").is_main_process
     say = note if shown else lambda line: None
     data, inits, window = sources.data, sources.inits, sources.window
     network = starting_model(stage, config, inits, options.seed)

@@ -7,32 +7,50 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class Ema:
-    """Averages of a module's trainable parameters, by name, in float32."""
+    """Averages of a module's trainable parameters, by name, in float32.
+
+    With FSDP parameters are DTensors; each process averages its own parts of them.
+    """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        self.weights = {n: p.detach().float().clone() for n, p in self.parameters.items()}
+        self.weights = {n: _own(p.detach()).float().clone() for n, p in self.parameters.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after `step` (from 0); the first steps are forgotten sooner."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        current = [p.detach().float() for p in self.parameters.values()]
+        current = [_own(p).detach().float() for p in self.parameters.values()]
         torch._foreach_lerp_(list(self.weights.values()), current, share)
 
-    def state(self) -> dict[str, Tensor]:
-        """The averages as safetensors takes them."""
-        return {name: average.contiguous() for name, average in self.weights.items()}
+    def state(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """The averages, whole, as safetensors takes them; with FSDP every process has to call this.
+
+        keep: False for a process that only gives its parts away.
+        """
+        state = {}
+        for name, average in self.weights.items():
+            like = self.parameters[name]
+            if isinstance(like, DTensor):  # one by one: a GPU holds no more than one of them whole
+                average = _gathered(average, like)
+            if keep:
+                state[name] = average.contiguous()
+        return state
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Go on from saved averages; the names must be the same."""
         assert weights.keys() == self.weights.keys()
         for name, average in self.weights.items():
-            average.copy_(weights[name])
+            saved, like = weights[name], self.parameters[name]
+            if isinstance(like, DTensor):  # every process has read them whole, and keeps its parts
+                place = (like.device_mesh, like.placements)
+                saved = distribute_tensor(saved, *place, src_data_rank=None).to_local()
+            average.copy_(saved)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -48,3 +66,15 @@ class Ema:
     def _copy(self, weights: dict[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
+
+
+def _own(parameter: Tensor) -> Tensor:
+    """This process's part: an average needs nothing of the other processes'."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def _gathered(part: Tensor, like: DTensor) -> Tensor:
+    """All processes' parts of one tensor, on the CPU."""
+    place = (like.device_mesh, like.placements)
+    whole = DTensor.from_local(part, *place, shape=like.shape, stride=like.stride())
+    return whole.full_tensor().cpu()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,9 +17,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
 from emo_cli.errors import EmoError
+from emo_cli.training import fsdp
 from emo_cli.training.checkpoint import Checkpoints, check_same_options
 from emo_cli.training.draws import Draw, Share, derive_seed, micro_batches
 from emo_cli.training.ema import Ema
@@ -26,8 +29,7 @@ from emo_cli.training.run_log import RunLog
 from emo_cli.training.stages import RunOptions, Stage
 from emo_cli.training.start import (
     binding_options,
-    build_optimizer,
-    freeze_others,
+    prepare,
     share_of_batch,
     start_accelerator,
 )
@@ -73,8 +75,7 @@ class Run:
     options: RunOptions
     accelerator: Accelerator
     share: Share
-    module: nn.Module  # the task's, as accelerate wraps it
-    bare: nn.Module  # the same without the wrapping
+    module: nn.Module  # what trains, as accelerate wraps it
     optimizer: Any
     ema: Ema
     checkpoints: Checkpoints
@@ -114,9 +115,9 @@ def train(
         report(done, values)
 
     folder = options.out / "model"
-    if run.accelerator.is_main_process:
-        with run.ema.applied():
-            task.export(run.bare, folder)
+    with averaged(run) as module:
+        if module is not None:
+            task.export(module, folder)
     run.accelerator.wait_for_everyone()
     return folder
 
@@ -139,11 +140,8 @@ def start_run(
         check_same_options(options.out, binding_options(stage, options, fingerprint))
     accelerator.wait_for_everyone()
 
-    freeze_others(task.module, stage.trains, stage.freezes)
-    optimizer = build_optimizer(task.module, stage, options)
-    module, optimizer = accelerator.prepare(task.module, optimizer)
-    bare = accelerator.unwrap_model(module)
-    ema = Ema(bare, stage.ema_decay)
+    module, optimizer = prepare(accelerator, task.module, stage, options)
+    ema = Ema(accelerator.unwrap_model(module), stage.ema_decay)
     checkpoints = Checkpoints(options.out, accelerator, ema)
     first_step = checkpoints.restore()
     return Run(
@@ -153,7 +151,6 @@ def start_run(
         accelerator=accelerator,
         share=share,
         module=module,
-        bare=bare,
         optimizer=optimizer,
         ema=ema,
         checkpoints=checkpoints,
@@ -191,7 +188,7 @@ def clip_gradients(run: Run) -> Tensor:
     """Scale all gradients down to the stage's norm; returns the norm before."""
     parameters = [p for p in run.module.parameters() if p.requires_grad]
     norm = run.accelerator.clip_grad_norm_(parameters, run.stage.gradient_norm)
-    return torch.as_tensor(norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
 
 
 def measure(run: Run, done: int) -> dict[str, float]:
@@ -212,15 +209,34 @@ def measure(run: Run, done: int) -> dict[str, float]:
 def evaluate(run: Run, done: int) -> dict[str, float]:
     """The task's measures and preview, by the main process, with the averaged weights."""
     measures: dict[str, float] = {}
-    if run.accelerator.is_main_process:
-        run.bare.eval()
-        with run.ema.applied(), torch.no_grad():
-            measures = run.task.evaluate(run.bare)
+    with averaged(run) as module, torch.no_grad():
+        if module is not None:
+            module.eval()
+            measures = run.task.evaluate(module)
             if run.show is not None:
-                run.log.picture(done, run.show(run.bare))
-        run.bare.train()
+                run.log.picture(done, run.show(module))
+            module.train()
     run.accelerator.wait_for_everyone()
     return measures
+
+
+@contextmanager
+def averaged(run: Run) -> Iterator[nn.Module | None]:
+    """The task's module with the averaged weights for the main process, nothing for the others.
+
+    Every process enters: with FSDP each of them has a part of the averages.
+    """
+    accelerator, whole = run.accelerator, run.task.module
+    main = accelerator.is_main_process
+    if not main:
+        run.ema.state(keep=False)
+        yield None
+    elif accelerator.is_fsdp2:
+        with fsdp.measured(accelerator, whole, run.ema.state()):
+            yield whole
+    else:
+        with run.ema.applied():
+            yield whole
 
 
 def learning_rate(stage: Stage, step: int) -> float:

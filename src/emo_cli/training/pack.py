@@ -122,15 +122,15 @@ def write_checkpoint(
 
     from emo_cli.model.emo_model import key_in_file, part_of
     from emo_cli.model.load import write_part
-    from emo_cli.training.checkpoint import DAMAGE
+    from emo_cli.training.checkpoint import DAMAGE, damage, load_weights
 
     try:
-        tensors = load_file(checkpoint / "model.safetensors")
+        tensors = load_weights(checkpoint)
         if averaged:
             tensors |= load_file(checkpoint / "ema.safetensors")
     except DAMAGE as error:
         raise EmoError(
-            f"the checkpoint {checkpoint} is damaged: {str(error).splitlines()[0]}",
+            f"the checkpoint {checkpoint} is damaged: {damage(error)}",
             "Remove that folder; the one before it serves.",
         ) from error
     folder.mkdir(parents=True, exist_ok=True)

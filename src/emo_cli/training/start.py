@@ -13,29 +13,35 @@ from accelerate import Accelerator, PartialState
 from torch import nn
 
 from emo_cli.errors import EmoError
+from emo_cli.training import fsdp
 from emo_cli.training.draws import Share
 from emo_cli.training.stages import RunOptions, Stage
 
-# What accelerate's launcher sets for configs that part the weights among processes.
-PARTED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
+# What accelerate's launcher sets for methods that train in an engine of their own.
+REFUSED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 
 
-def find_processes(options: RunOptions) -> PartialState:
+def find_processes(options: RunOptions, *, may_part: bool = False) -> PartialState:
     """This process among those of `accelerate launch`.
 
-    Raises: EmoError when they are to part the weights, which averages and checkpoints want whole,
-    or do not find each other: all would write the same run.
+    may_part: whether the stage can train with its weights parted among processes (FSDP).
+
+    Raises: EmoError when they are launched for a method that cannot be used, or do not find each
+    other: all would write the same run.
     """
-    for variable, name in PARTED.items():
+    for variable, name in REFUSED.items():
         if os.environ.get(variable, "false").lower() == "true":
             raise EmoError(
-                f"accelerate is set up for {name}; here every process holds the whole model (DDP)",
-                "Launch with a file of scripts/launch, or set the method to MULTI_GPU.",
+                f"accelerate is set up for {name}, which is not supported",
+                f"{fsdp.LAUNCH} (FSDP) to part the weights, or 8_gpus.yaml to keep them whole.",
             )
+    if fsdp.is_asked_for():
+        if not may_part:
+            raise EmoError(
+                "accelerate is set up for FSDP; here every process holds the whole model (DDP)",
+                "Launch with scripts/launch/8_gpus.yaml, or set the method to MULTI_GPU.",
+            )
+        fsdp.check_settings(options)
     state = PartialState(cpu=options.device == "cpu")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > state.num_processes:
@@ -54,11 +60,27 @@ def start_accelerator(options: RunOptions) -> Accelerator:
             f"--device {options.device}: there is none on this machine",
             "Leave --device out to use what there is.",
         )
-    return Accelerator(
+    parted = fsdp.is_asked_for()
+    accelerator = Accelerator(
         mixed_precision=options.precision,
         gradient_accumulation_steps=options.micro_batches,
         cpu=options.device == "cpu",
+        fsdp_plugin=fsdp.build_plugin() if parted else None,
     )
+    if parted:
+        fsdp.use_on_cpu(accelerator)
+    return accelerator
+
+
+def prepare(
+    accelerator: Accelerator, whole: nn.Module, stage: Stage, options: RunOptions
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """What trains, as accelerate wraps it, and its optimizer."""
+    freeze_others(whole, stage.trains, stage.freezes)
+    if not accelerator.is_fsdp2:
+        return accelerator.prepare(whole, build_optimizer(whole, stage, options))
+    module = fsdp.module_to_part(accelerator, whole)
+    return fsdp.prepare(accelerator, module, build_optimizer(module, stage, options))
 
 
 def share_of_batch(stage: Stage, options: RunOptions, accelerator: Accelerator) -> Share:
