@@ -172,7 +172,7 @@ def test_a_run_in_place_of_its_result_is_pointed_to_it(straight, clips, tmp_path
 
 
 def test_weights_of_other_sizes_are_named_on_one_line(model, clips, tmp_path, capsys):
-    wider = dataclasses.replace(SMALL_MINI.unet, widths=(16, 32, 48))
+    wider = dataclasses.replace(SMALL_MINI.unet, widths=(32, 64, 64))
     wanted = dataclasses.replace(SMALL_MINI, unet=wider)
     assert "has shape" in refused("video", tmp_path, clips, model, wanted, capsys)
 

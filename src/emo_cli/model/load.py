@@ -69,11 +69,11 @@ def load_parts(model: EmoModel, folder: Path) -> set[str]:
     Raises: EmoError as `load_model` does.
     """
     sums = read_sums(folder)
-    found = {part for part in PARTS if (folder / f"{part}.safetensors").exists()}
+    found = [part for part in PARTS if (folder / f"{part}.safetensors").exists()]
     for part in found:
         tensors = _part_of_model(model, folder, part, sums)
         model.load_state_dict({n: t.float() for n, t in tensors.items()}, strict=False)
-    return found
+    return set(found)
 
 
 def load_part(folder: Path, part: str, network: nn.Module) -> None:
