@@ -1,5 +1,6 @@
 """The engine on a small real model folder: lengths, seeds, resume, and what runs how often."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -128,6 +129,20 @@ def test_each_clip_is_told_its_part_of_the_videos_blinks(engine, portrait, sound
     assert [x.shape for x in told] == [(2, 12)] * 3  # the last clip is padded; both branches see
     expected = torch.from_numpy(blinks(36, 6))
     assert expected.any() and torch.equal(torch.cat(told, 1), expected.expand(2, -1))
+
+
+def test_clips_ease_in_from_the_one_before_them_and_the_first_does_not(
+    small_model, portrait, sound, frames
+):
+    engine = Engine(small_model, device="cpu", dtype="fp32")
+    config = engine.model.config
+    assert config.diffusion.join_frames == 3
+    apart = dataclasses.replace(config.diffusion, join_frames=0)
+    engine.model.config = dataclasses.replace(config, diffusion=apart)
+    plain = frames_of(engine, portrait, sound)
+    assert np.array_equal(plain[:12], frames[:12])
+    assert not np.array_equal(plain[12], frames[12])
+    assert np.array_equal(plain[15:24], frames[15:24])  # the second clip, behind its first three
 
 
 def engine_plan(video):

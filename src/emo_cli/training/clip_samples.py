@@ -56,8 +56,9 @@ class ClipSamples:
         sample = dataset[Draw(place % len(dataset), drawn.seed)]
         size = self.config.picture_size, self.config.latent_size
         mouth, eyes = seen_most(sample["landmarks"], dataset.needs.clip_frames, *size)
-        wanted = ("frames", "reference", "latents", "reference_latents", "audio", "speed", "mask")
-        item = {name: sample[name] for name in (*wanted, "lids") if name in sample}
+        pictures = ("frames", "reference", "latents", "reference_latents", "mask")
+        wanted = (*pictures, "audio", "speed", "lids")
+        item = {name: sample[name] for name in wanted if name in sample}
         item |= {"mouth": mouth, "eyes": eyes}
         if self.window is None:
             return item
