@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from emo_cli import __version__
 from emo_cli.config import ModelConfig
 from emo_cli.device import choose_device, choose_dtype
-from emo_cli.model.backbone import Backbone
+from emo_cli.model.backbone import Backbone, Gestures, Head
 from emo_cli.model.reference_net import ReferenceNet
 from emo_cli.presets import PRESETS
 
@@ -55,7 +55,10 @@ def our_step(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> C
         random(1, frames, window, config.audio_feature_width),
         reference_net.motion_features(latents[:, : config.motion_frames]),
         torch.ones(1, frames, window, device=device),
-        torch.zeros(1, frames, device=device),
+        Gestures(
+            torch.zeros(1, frames, device=device),
+            Head(random(1, frames, 2, side, side), latents),
+        ),
     )
     return partial(backbone, latents, torch.full((1,), 500, device=device), video, clip)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import pickle
@@ -312,6 +313,9 @@ def test_sound_features_and_latents_belong_to_the_frames(computed: tuple[Path, s
                   pictures=False)  # fmt: skip
     quick = train(folder, alone)[Draw(0, 4)]
     assert torch.equal(quick["latents"], sample["latents"]) and "frames" not in quick
+    assert "reference" not in quick
+    drawn = train(folder, dataclasses.replace(alone, reference_picture=True))[Draw(0, 4)]
+    assert torch.equal(drawn["reference"], sample["reference"]) and "frames" not in drawn
 
 
 def test_features_are_those_of_inference(

@@ -6,9 +6,11 @@ import pytest
 import torch
 from small_models import SMALL_FULL, SMALL_MINI, randomised
 
+from emo_cli.head_flow import moved_pictures
+from emo_cli.model.backbone import Gestures, Head
 from emo_cli.model.emo_model import EmoModel, part_of
 from emo_cli.presets import FULL, MINI
-from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, snr_weight
+from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, cut_window, snr_weight
 from emo_cli.training.denoising_stage import loss_options, within_reach
 from emo_cli.training.stages import IMAGE, SPEED, VIDEO, stage_row
 from emo_cli.training.start import freeze_others
@@ -49,6 +51,8 @@ def batch_of(config=SMALL_MINI, clips=2, frames=16):
         "mask": (torch.rand(clips, side, side, generator=g) > 0.5).float(),
         "mouth": torch.rand(clips, clip, latent, latent, generator=g),
         "lids": torch.rand(clips, clip, generator=g),
+        "flow": torch.randn(clips, clip, 2, latent, latent, generator=g),
+        "reference": torch.randint(256, (clips, side, side, 3), generator=g).byte(),
         "eyes": torch.rand(clips, clip, latent, latent, generator=g),
         "audio": torch.randn(clips, clip + 4, config.audio_feature_width, generator=g),
         "speed": torch.rand(clips, clip + 4, generator=g),
@@ -90,10 +94,44 @@ def test_conditions_reach_the_networks_as_at_inference():
             audio = torch.stack([batch["audio"][i, f : f + 5] for f in range(12)])[None]
             speed = torch.stack([batch["speed"][i, f : f + 5] for f in range(12)])[None]
             motion = net.motion_features(batch["latents"][i : i + 1, :4])
-            clip = backbone.prepare_clip(audio, motion, speed, batch["lids"][i : i + 1])
+            flow = batch["flow"][i : i + 1]
+            picture = batch["reference"][i : i + 1].permute(0, 3, 1, 2) / 127.5 - 1
+            moved = module.frozen[0].encode(moved_pictures(picture, flow)[0])[None]
+            gestures = Gestures(batch["lids"][i : i + 1], Head(flow, moved))
+            clip = backbone.prepare_clip(audio, motion, speed, gestures)
             alone = backbone(noisy[i : i + 1], steps[i : i + 1], video, clip)
             # The gate of random weights makes eight times as much of a rounding.
             torch.testing.assert_close(ours[i : i + 1], alone, atol=5e-5, rtol=1e-4)
+
+
+def test_without_its_picture_the_reference_is_moved_as_the_autoencoder_shows_it():
+    module, batch = loss_of(), batch_of(clips=1)
+    portrait, keep = batch["reference_latents"], torch.ones(1)
+    del batch["reference"]
+    with torch.no_grad():
+        autoencoder = module.frozen[0]
+        pictures = moved_pictures(autoencoder.decode(portrait), batch["flow"])
+        expected = autoencoder.encode(pictures[0])[None]
+    flow, moved = module._head(batch, portrait, keep)
+    torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(flow, batch["flow"])
+    assert not module._head(batch, portrait, 0 * keep).moved.any()
+
+
+def test_windows_see_the_heads_maps_where_they_lie(monkeypatch):
+    module, batch = loss_of(), batch_of()
+    whole = module._head(batch, batch["reference_latents"], torch.ones(2))
+    batch["corner"] = torch.tensor([[1, 3], [2, 0]])
+    for name in ("latents", "mouth", "eyes"):
+        cut = [cut_window(x, c, 4) for x, c in zip(batch[name], batch["corner"], strict=True)]
+        batch[name] = torch.stack(cut)
+    seen = []
+    forward = module.backbone.forward
+    monkeypatch.setattr(module.backbone, "forward", lambda *a: seen.append(a[3]) or forward(*a))
+    assert module(batch)["loss"].isfinite()
+    for maps, every in zip(seen[0].head, whole, strict=True):
+        torch.testing.assert_close(maps[0], every[0, ..., 1:5, 3:7])
+        torch.testing.assert_close(maps[1], every[1, ..., 2:6, 0:4])
 
 
 def test_dropped_conditions_are_the_nulls_of_guidance(monkeypatch):
@@ -106,10 +144,11 @@ def test_dropped_conditions_are_the_nulls_of_guidance(monkeypatch):
     monkeypatch.setattr(module.backbone, "prepare_clip", lambda *a: seen.update(clip=a) or clip(*a))
     module(batch)
     features, mask, portrait = seen["video"]
-    audio, motion, speed, lids = seen["clip"]
+    audio, motion, speed, gestures = seen["clip"]
     assert not any(x.any() for x in features) and not portrait.any() and mask.any()
     assert not audio.any() and not any(x.any() for x in motion)
-    assert torch.equal(lids, batch["lids"])
+    assert torch.equal(gestures.lids, batch["lids"])
+    assert torch.equal(gestures.head.flow, batch["flow"]) and not gestures.head.moved.any()
     assert torch.allclose(speed, batch["speed"].mean(1)[:, None, None].expand_as(speed))
 
 

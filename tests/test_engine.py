@@ -18,7 +18,11 @@ from emo_cli.denoiser import BackboneSteps
 from emo_cli.device import Offload, choose_dtype, download, keep_freed_memory, upload
 from emo_cli.errors import EmoError
 from emo_cli.files import sha256_of
+from emo_cli.head_flow import head_flow, moved_pictures
+from emo_cli.head_path import head_path
+from emo_cli.model.backbone import Gestures, Head
 from emo_cli.model.load import SUMS, load_model
+from emo_cli.portrait import mask_box
 from emo_cli.quality import resolve
 
 FEW_STEPS = GenerateOptions(steps=2, face_region="100,50,400,450")  # needs no face detection
@@ -126,9 +130,27 @@ def test_each_clip_is_told_its_part_of_the_videos_blinks(engine, portrait, sound
     options = GenerateOptions(**(vars(FEW_STEPS) | {"guidance": 2.0, "seed": 6}))
     video = engine.prepare(portrait, sound, tmp_path, options)
     told = [engine._conditions(video, planned, None)[3] for planned in engine_plan(video)]
-    assert [x.shape for x in told] == [(2, 12)] * 3  # the last clip is padded; both branches see
-    expected = torch.from_numpy(blinks(36, 6))
-    assert expected.any() and torch.equal(torch.cat(told, 1), expected.expand(2, -1))
+    lids = torch.cat([gestures.lids for gestures in told], 1)
+    expected = torch.from_numpy(blinks(36, 6))  # the last clip is padded; both branches see
+    assert expected.any() and torch.equal(lids, expected.expand(2, -1))
+
+
+def test_each_clip_is_told_its_part_of_the_heads_path(engine, portrait, sound, tmp_path):
+    options = GenerateOptions(**(vars(FEW_STEPS) | {"guidance": 2.0, "seed": 6, "speed": 1.0}))
+    video = engine.prepare(portrait, sound, tmp_path, options)
+    told = [engine._conditions(video, planned, None)[3].head for planned in engine_plan(video)]
+    box, speed = video.portrait.face_box, video.sampling.speed
+    moves = head_path(36, 6, speed, box, mask_box(video.portrait.mask))
+    size = engine.config.picture_size, engine.config.latent_size
+    expected = torch.from_numpy(head_flow(moves, box, *size))[None]
+    assert not expected[:, 0].any() and expected[:, -1].any()
+    flow = torch.cat([head.flow for head in told], 1)
+    assert torch.equal(flow, expected.expand(2, -1, -1, -1, -1))
+    picture = torch.from_numpy(video.portrait.picture).permute(2, 0, 1)[None] / 127.5 - 1
+    latents = engine.model.autoencoder.encode(moved_pictures(picture, expected)[0])
+    moved = torch.cat([head.moved for head in told], 1)
+    torch.testing.assert_close(moved[0], latents, atol=1e-5, rtol=1e-4)
+    assert not moved[1].any()  # the branch without the portrait
 
 
 def test_clips_ease_in_from_the_one_before_them_and_the_first_does_not(
@@ -181,7 +203,9 @@ def test_every_network_of_mini_says_in_bf16_what_it_says_in_fp32(portrait):
         video = backbone.prepare_video(features, torch.ones(1, 1, 256, 256).to(dtype), reference)
         audio = torch.ones(1, 12, 5, model.config.audio_feature_width, dtype=dtype)
         motion = net.motion_features(reference[:, None].expand(-1, 4, -1, -1, -1))
-        clip = backbone.prepare_clip(audio, motion, torch.ones(1, 12, 5), torch.zeros(1, 12))
+        head = Head(torch.zeros(1, 12, 2, 32, 32), reference[:, None].expand(-1, 12, -1, -1, -1))
+        gestures = Gestures(torch.zeros(1, 12), head)
+        clip = backbone.prepare_clip(audio, motion, torch.ones(1, 12, 5), gestures)
         predicted = backbone(x, torch.tensor([500]), video, clip)
         return encoded, *motion, predicted, model.autoencoder.decode(reference)
 
@@ -294,7 +318,7 @@ def test_low_vram_uploads_the_audio_encoder_only_for_a_window(
     monkeypatch.setattr(Offload, "at_work", counted)
     assert len(list(engine.generate(portrait, sound, FEW_STEPS))) == 3  # clips, of one window
     assert uploaded.count(engine.model.audio_encoder) == 1
-    assert uploaded.count(engine.model.autoencoder) == 1 + 3
+    assert uploaded.count(engine.model.autoencoder) == 1 + 2 * 3  # a clip: the head, decoding
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])

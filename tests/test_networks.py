@@ -11,7 +11,7 @@ from torch import nn
 
 from emo_cli.errors import EmoError
 from emo_cli.model import layers, pretrained
-from emo_cli.model.backbone import Backbone, VideoState
+from emo_cli.model.backbone import Backbone, Gestures, Head, VideoState
 from emo_cli.model.eyelids import EyelidEmbedding
 from emo_cli.model.layers import (
     FeedForward,
@@ -58,8 +58,15 @@ def conditions(backbone, config, *, batch=1, frames=12, seed=1):
         "motion": noise(batch, config.motion_frames, channels, latent, latent),
         "speed": noise(batch, frames, 5).abs(),
         "lids": noise(batch, frames).sigmoid(),
+        "flow": noise(batch, frames, 2, latent, latent),
+        "moved": noise(batch, frames, channels, latent, latent),
         "latents": noise(batch, frames, channels, latent, latent),
     }
+
+
+def gestures(c):
+    """What is said of lids and head."""
+    return Gestures(c["lids"], Head(c["flow"], c["moved"]))
 
 
 def run(backbone, reference_net, c, timestep=500):
@@ -68,7 +75,7 @@ def run(backbone, reference_net, c, timestep=500):
         reference_net.portrait_features(c["portrait"]), c["mask"], c["portrait"]
     )
     motion = reference_net.motion_features(c["motion"])
-    clip = backbone.prepare_clip(c["audio"], motion, c["speed"], c["lids"])
+    clip = backbone.prepare_clip(c["audio"], motion, c["speed"], gestures(c))
     times = torch.full((c["latents"].shape[0],), timestep)
     return backbone(c["latents"], times, video, clip)
 
@@ -222,7 +229,8 @@ def test_clips_of_a_batch_do_not_see_each_other(networks):
     c = conditions(backbone, config, batch=2)
     both = run(backbone, reference_net, c)
     second = run(backbone, reference_net, {k: v[1:] for k, v in c.items()})
-    torch.testing.assert_close(both[1:], second, atol=1e-5, rtol=1e-4)
+    # The gate of random weights makes eight times as much of a rounding.
+    torch.testing.assert_close(both[1:], second, atol=5e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -248,7 +256,7 @@ def test_zero_maps_of_a_first_clip_have_the_shapes_of_motion_features(networks):
 
 
 @torch.no_grad()
-def test_the_gate_leads_to_the_portrait_where_it_is_open_and_nowhere_else():
+def test_the_gate_leads_to_the_moved_portrait_where_it_is_open_and_nowhere_else():
     backbone = randomised(Backbone(SMALL_MINI), 0)
     reference_net = randomised(ReferenceNet(SMALL_MINI.unet, 16), 1)
     c = conditions(backbone, SMALL_MINI)
@@ -259,8 +267,7 @@ def test_the_gate_leads_to_the_portrait_where_it_is_open_and_nowhere_else():
     for step in scheduler.timesteps:
         v = run(backbone, reference_net, c | {"latents": latents}, int(step))
         latents = scheduler.step(v, step, latents).prev_sample
-    portrait = c["portrait"][:, None].expand_as(latents)
-    torch.testing.assert_close(latents, portrait, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(latents, c["moved"], atol=1e-4, rtol=1e-4)
 
     backbone.conv_out.bias[-1] = -40
     shut = run(backbone, reference_net, c)
@@ -284,13 +291,25 @@ def test_eyelids_reach_the_backbone_where_it_is_told_and_are_silent_when_new():
     assert (rows[frames != 5] == rows[0]).all() and not torch.equal(rows[5], rows[0])
 
 
+@torch.no_grad()
+def test_the_heads_moves_reach_the_backbone_where_it_is_told():
+    for config in (SMALL_MINI, SMALL_FULL):
+        backbone = randomised(Backbone(config), 0)
+        net = randomised(ReferenceNet(config.unet, config.autoencoder.latent_channels), 1)
+        c = conditions(backbone, config)
+        plain = run(backbone, net, c)
+        for part in ("flow", "moved"):
+            other = run(backbone, net, c | {part: 0 * c[part]})
+            assert torch.equal(plain, other) != config.unet.told_head
+
+
 def test_a_single_picture_needs_no_temporal_layers(networks):
     config, backbone, reference_net = networks
     c = conditions(backbone, config, frames=1)
     video = backbone.prepare_video(
         reference_net.portrait_features(c["portrait"]), c["mask"], c["portrait"]
     )
-    clip = backbone.prepare_clip(c["audio"], [], c["speed"], c["lids"])
+    clip = backbone.prepare_clip(c["audio"], [], c["speed"], gestures(c))
     out = backbone(c["latents"], torch.tensor([10]), video, clip)
     assert out.shape == c["latents"].shape and isinstance(video, VideoState)
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from emo_cli.blinks import BLINK
 from emo_cli.cli import app
 from emo_cli.errors import EmoError
-from emo_cli.face_motion import lip_opening
+from emo_cli.face_motion import lip_opening, rotation_matrices
 from emo_cli.faces import Face, FaceFinder
 from emo_cli.picture import read_picture
 from emo_cli.training.dataset import ClipDataset, Needs
@@ -37,7 +37,6 @@ from emo_cli.training.puppets.mesh import (
     NOSE_BASE,
     NUM_POINTS,
     mouth_scale,
-    rotation_matrices,
 )
 from emo_cli.training.puppets.motion import (
     BLINK_WITHIN,

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLINK = np.array([0.45, 0.95, 1.0, 0.75, 0.4, 0.15], np.float32)  # two frames down, three up
-APART = (35, 130)  # frames from one blink to the next: 18 a minute, as people who talk
-FIRST = (15, 90)  # the first one sooner, so that short videos blink as well
+APART = (25, 105)  # frames from one blink to the next: 23 a minute, as people who talk
+FIRST = (12, 50)  # the first one sooner, so that short videos blink as well
 
 
 def blinks(num_frames: int, seed: int) -> NDArray[np.float32]:

@@ -41,6 +41,7 @@ class UNetConfig:
     concatenate_reference: bool  # reference latent beside the noisy latents at the input
     copy_reference: bool  # a gate at the output takes still places from the reference latent
     told_lids: bool  # how far the eyes are shut is said frame by frame, not left to the sound
+    told_head: bool  # and so is how the head moves
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,10 +34,12 @@ from emo_cli.device import (
     upload,
 )
 from emo_cli.frames import Clip, MadeClip, start_decoding
-from emo_cli.model.backbone import VideoState
+from emo_cli.head_flow import HeadMoves, head_flow, moved_pictures
+from emo_cli.head_path import head_path
+from emo_cli.model.backbone import Gestures, Head, VideoState
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.load import load_model, model_digest, model_folder, training_note
-from emo_cli.portrait import Portrait, prepare_portrait
+from emo_cli.portrait import Portrait, mask_box, prepare_portrait
 from emo_cli.quality import Sampling, resolve
 from emo_cli.sampler import (
     Branch,
@@ -61,6 +63,7 @@ class Video:
     num_clips: int
     features: AudioFeatures
     lids: np.ndarray  # [num_clips * F], 0 open .. 1 shut
+    head: HeadMoves  # of as many frames
     state: VideoState
     sampling: Sampling
     scheduler: Any
@@ -189,6 +192,13 @@ class Engine:
                 at_work=self._at_work,
             ),
             lids=blinks(num_clips * config.clip_frames, options.seed),
+            head=head_path(
+                num_clips * config.clip_frames,
+                options.seed,
+                sampling.speed,
+                portrait.face_box,
+                mask_box(portrait.mask),
+            ),
             state=state,
             sampling=sampling,
             scheduler=scheduler,
@@ -199,9 +209,8 @@ class Engine:
     def _video_state(self, portrait: Portrait, branches: tuple[Branch, ...]) -> VideoState:
         """ReferenceNet on the portrait, its keys and values, the face feature: once per video."""
         model = self.model
-        picture = torch.from_numpy(portrait.picture).to(self.device).permute(2, 0, 1)[None]
         with self._at_work(model.autoencoder):
-            latents = model.autoencoder.encode((picture.float() / 127.5 - 1).to(self.dtype))
+            latents = model.autoencoder.encode(self._pixels(portrait).to(self.dtype))
         with self._at_work(model.reference_net):
             features = model.reference_net.portrait_features(latents)
         # A branch without reference sees zero features and a zero latent: the null condition.
@@ -212,6 +221,11 @@ class Engine:
             return model.backbone.prepare_video(
                 features, mask.expand(len(branches), -1, -1, -1), on[:, None, None, None] * latents
             )
+
+    def _pixels(self, portrait: Portrait) -> Tensor:
+        """The portrait, [1, 3, S, S] in -1..1."""
+        picture = torch.from_numpy(portrait.picture).to(self.device).permute(2, 0, 1)[None]
+        return picture.float() / 127.5 - 1
 
     def clips(self, video: Video, first: int = 0, motion: Tensor | None = None) -> Iterator[Clip]:
         """The clips from number `first` on, given the motion latents that clip `first - 1` left."""
@@ -275,8 +289,8 @@ class Engine:
 
     def _conditions(
         self, video: Video, planned: PlannedClip, motion: Tensor | None
-    ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
-        """Sound, motion frames, speed and eyelids of a clip, for `Backbone.prepare_clip`."""
+    ) -> tuple[Tensor, list[Tensor], Tensor, Gestures]:
+        """Sound, motion frames, speed and gestures of a clip, for `Backbone.prepare_clip`."""
         config, count = self.config, len(video.branches)
         speed = constant_speed(
             video.sampling.speed, config.clip_frames, 2 * config.window + 1, self.device
@@ -284,9 +298,26 @@ class Engine:
         audio = self._audio(video, planned)
         with self._at_work(self.model.reference_net):
             maps = self._motion_features(motion, count)
-        lids = torch.from_numpy(video.lids[planned.start : planned.start + config.clip_frames])
-        lids = upload(lids, self.device).expand(count, -1)
-        return audio, maps, speed.expand(count, -1, -1), lids
+        return audio, maps, speed.expand(count, -1, -1), self._gestures(video, planned, count)
+
+    def _gestures(self, video: Video, planned: PlannedClip, count: int) -> Gestures:
+        """Eyelids and head of a clip, the same for every branch."""
+        frames = slice(planned.start, planned.start + self.config.clip_frames)
+        lids = upload(torch.from_numpy(video.lids[frames]), self.device).expand(count, -1)
+        return Gestures(lids, self._head(video, frames) if self.config.unet.told_head else None)
+
+    def _head(self, video: Video, frames: slice) -> Head:
+        """Where the head is in those frames, for every branch; a null portrait stays null."""
+        config, portrait = self.config, video.portrait
+        moves = HeadMoves(*(values[frames] for values in video.head))
+        field = head_flow(moves, portrait.face_box, config.picture_size, config.latent_size)
+        flow = upload(torch.from_numpy(field), self.device)[None]
+        pictures = moved_pictures(self._pixels(portrait), flow)[0]
+        with self._at_work(self.model.autoencoder):
+            latents = self.model.autoencoder.encode(pictures.to(self.dtype))
+        on = torch.tensor([float(branch.reference) for branch in video.branches])
+        moved = upload(on.to(self.dtype), self.device)[:, None, None, None, None] * latents
+        return Head(flow.expand(len(video.branches), -1, -1, -1, -1), moved)
 
     def _audio(self, video: Video, planned: PlannedClip) -> Tensor:
         """Windows of audio features [G, F, 2m+1, L*D]; silence of features where audio is null."""

@@ -27,9 +27,23 @@ def rotation_between_frames(rotations: NDArray[np.floating]) -> NDArray[np.float
     return np.concatenate([angles[:1], angles]).astype(np.float32)
 
 
+def rotation_matrices(degrees: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Yaw, pitch, roll [T, 3] in degrees -> [T, 3, 3]; yaw turns about y, pitch x, roll z."""
+    yaw, pitch, roll = np.deg2rad(np.asarray(degrees, np.float64)).T
+    return (_about(1, yaw) @ _about(0, pitch) @ _about(2, roll)).astype(np.float32)
+
+
 def lip_opening(landmarks: NDArray[np.floating]) -> NDArray[Any]:
     """Gap of the inner lips over the width of the mouth, [..., V, 2 or 3] -> [...]."""
     left, right = MOUTH_CORNERS
     gap = landmarks[..., UPPER_LIP, :] - landmarks[..., LOWER_LIP, :]
     width = landmarks[..., left, :] - landmarks[..., right, :]
     return np.asarray(np.linalg.norm(gap, axis=-1) / np.linalg.norm(width, axis=-1))
+
+
+def _about(axis: int, angle: NDArray[np.float64]) -> NDArray[np.float64]:
+    matrices = np.tile(np.eye(3), (len(angle), 1, 1))
+    j, k = (axis + 1) % 3, (axis + 2) % 3
+    matrices[:, j, j] = matrices[:, k, k] = np.cos(angle)
+    matrices[:, k, j], matrices[:, j, k] = np.sin(angle), -np.sin(angle)
+    return matrices

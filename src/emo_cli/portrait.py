@@ -210,6 +210,12 @@ def _mask(region: Box | None, crop: tuple[int, int, int, int], size: int) -> np.
     return np.outer(inside_y, inside_x).astype(np.float32)  # [S, S]
 
 
+def mask_box(mask: np.ndarray) -> Box:
+    """The box of a face region's mask [S, S], in its pixels."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+
+
 def _resize(picture: np.ndarray, crop: tuple[int, int, int, int], size: int) -> np.ndarray:
     x0, y0, x1, y1 = crop
     image = Image.fromarray(picture[y0:y1, x0:x1])

@@ -39,6 +39,7 @@ FULL = ModelConfig(
         concatenate_reference=False,
         copy_reference=False,
         told_lids=False,
+        told_head=False,
     ),
     autoencoder=AutoencoderConfig(
         kind="kl",
@@ -118,6 +119,7 @@ MINI = dataclasses.replace(
         concatenate_reference=True,
         copy_reference=True,
         told_lids=True,
+        told_head=True,
     ),
     autoencoder=AutoencoderConfig(
         kind="patch",
@@ -149,7 +151,7 @@ MINI = dataclasses.replace(
         num_tokens=5,
         token_width=128,
     ),
-    speed=dataclasses.replace(FULL.speed, width=64, usual=0.1, gain=0.08),
+    speed=dataclasses.replace(FULL.speed, width=64, usual=0.3, gain=0.2),
     diffusion=DiffusionConfig(
         prediction="v_prediction",
         beta_schedule="scaled_linear",

@@ -45,18 +45,34 @@ class VideoState(NamedTuple):
         return self._replace(reference=keys_values, face=self.face[:1], portrait=portrait)
 
 
+class Head(NamedTuple):
+    """Where the head of each frame is, for a model that is told."""
+
+    flow: Tensor  # [B, F, 2, H, W], `head_flow.py`'s field
+    moved: Tensor  # [B, F, C, H, W], latents of the portrait moved by it
+
+
+class Gestures(NamedTuple):
+    """What a model may be told of each frame, beside EMO's conditions."""
+
+    lids: Tensor  # [B, F], 0 open .. 1 shut
+    head: Head | None
+
+
 class ClipState(NamedTuple):
     """Kept for a clip."""
 
     audio: list[Folded]  # per spatial layer
     temporal: list[TemporalState]  # per temporal layer; empty: a picture, not a clip
     lids: Tensor | None  # [B*F, T] beside the time embedding, where the model is told
+    head: Head | None  # beside the noisy latents, where the model is told
 
     def first(self, frames: int) -> ClipState:
         """The first clip of the batch, of so many frames, alone; views."""
         audio = [Folded(*(x[:frames] for x in folded)) for folded in self.audio]
         lids = None if self.lids is None else self.lids[:frames]
-        return ClipState(audio, [state.first() for state in self.temporal], lids)
+        head = None if self.head is None else Head(*(x[:1] for x in self.head))
+        return ClipState(audio, [state.first() for state in self.temporal], lids, head)
 
 
 class Backbone(UNet):
@@ -68,7 +84,7 @@ class Backbone(UNet):
             spatial=lambda level: _spatial(config, level),
             temporal=lambda level: _temporal(config, level),
         )
-        inputs = channels * (2 if unet.concatenate_reference else 1)
+        inputs = channels * (2 if unet.concatenate_reference else 1) + (2 if unet.told_head else 0)
         super().__init__(unet, inputs, layers, has_time=True)
         self.conv_norm_out = GroupNorm(unet.norm_groups, unet.widths[0], eps=1e-5)
         # The last output channel is the gate that copies the portrait.
@@ -80,6 +96,7 @@ class Backbone(UNet):
         self.audio_projector = AudioProjector(config.audio, config.window)
         self.speed_encoder = SpeedEncoder(config.speed, config.window)
         self.eyelids = EyelidEmbedding(unet.time_width) if unet.told_lids else None
+        self.told_head = unet.told_head
         self.motion_frames = config.motion_frames
         self.takes_portrait = unet.concatenate_reference or unet.copy_reference
         self.concatenate_reference = unet.concatenate_reference
@@ -118,23 +135,27 @@ class Backbone(UNet):
         return VideoState(keys_values, face, portrait if self.takes_portrait else None, alphas)
 
     def prepare_clip(
-        self, audio: Tensor, motion: list[Tensor], speed: Tensor, lids: Tensor
+        self, audio: Tensor, motion: list[Tensor], speed: Tensor, gestures: Gestures
     ) -> ClipState:
-        """Project what sound, motion frames, speed and eyelids give.
+        """Project what sound, motion frames, speed and gestures give.
 
         audio [B, F, 2m+1, L*D]; motion features [B, M, C, H, W] per temporal layer, or an
-        empty list for single pictures; speed [B, F, 2m+1] degrees per frame; lids [B, F], 0 open
-        .. 1 shut, which a model that is not told passes over.
+        empty list for single pictures; speed [B, F, 2m+1] degrees per frame. A model that is
+        not told passes over the gestures.
         """
         tokens = self.audio_projector(audio)
         folded = [layer.fold_audio(tokens) for layer in self.spatial_layers()]
-        eyes = None if self.eyelids is None else self.eyelids(lids.to(audio))
+        eyes = None if self.eyelids is None else self.eyelids(gestures.lids.to(audio))
+        head = None
+        if self.told_head:
+            assert gestures.head is not None  # who tells the one model tells the other nothing
+            head = Head(*(x.to(audio) for x in gestures.head))
         if not motion:
-            return ClipState(folded, [], eyes)
+            return ClipState(folded, [], eyes, head)
         features = self.speed_encoder(speed, self.motion_frames)
         layers = self.temporal_layers()
         states = [layer.prepare(x, features) for layer, x in zip(layers, motion, strict=True)]
-        return ClipState(folded, states, eyes)
+        return ClipState(folded, states, eyes, head)
 
     def zero_motion(self, batch: int, latent_size: int, like: Tensor) -> list[Tensor]:
         """Zero feature maps for a first clip, [B, M, C, H, W] per temporal layer."""
@@ -160,7 +181,7 @@ class Backbone(UNet):
         """Noisy latents [B, F, C, H, W] at timesteps [B] -> predicted noise, or v, same shape."""
         x, time = self._enter(latents, timesteps, video, clip)
         x = self.walk(x, time, self._visit(video, clip))
-        return self._leave(x, latents, timesteps, video)
+        return self._leave(x, latents, timesteps, video, clip)
 
     def forward_keeping(
         self, latents: Tensor, timesteps: Tensor, video: VideoState, clip: ClipState, layers: int
@@ -168,7 +189,7 @@ class Backbone(UNet):
         """`forward`, and the deep feature [B*F, C', H, W] for `forward_reusing`."""
         x, time = self._enter(latents, timesteps, video, clip)
         x, deep = self.walk_keeping(x, time, self._visit(video, clip), layers=layers)
-        return self._leave(x, latents, timesteps, video), deep
+        return self._leave(x, latents, timesteps, video, clip), deep
 
     def forward_reusing(
         self,
@@ -182,15 +203,17 @@ class Backbone(UNet):
         """`forward` with the deep feature of a neighbouring step; 1 <= `layers`, as kept."""
         x, time = self._enter(latents, timesteps, video, clip)
         x = self.walk_reusing(x, time, self._visit(video, clip), deep, layers=layers)
-        return self._leave(x, latents, timesteps, video)
+        return self._leave(x, latents, timesteps, video, clip)
 
     def _enter(
         self, latents: Tensor, timesteps: Tensor, video: VideoState, clip: ClipState
     ) -> tuple[Tensor, Tensor]:
         """What the walk takes: maps [B*F, C', H, W] and time [B*F, T]."""
         x = latents + video.face[:, None]
-        if self.concatenate_reference and video.portrait is not None:
-            x = torch.cat([x, video.portrait[:, None].expand_as(latents)], 2)
+        if self.concatenate_reference:
+            x = torch.cat([x, _portrait(video, clip).expand_as(latents)], 2)
+        if clip.head is not None:
+            x = torch.cat([x, clip.head.flow], 2)
         x = fold_frames(x).contiguous(memory_format=torch.channels_last)
         time = self.time_embedding(timesteps).repeat_interleave(latents.shape[1], 0)
         return x, time if clip.lids is None else time + clip.lids
@@ -206,13 +229,20 @@ class Backbone(UNet):
 
         return Visit(spatial, over_time)
 
-    def _leave(self, x: Tensor, latents: Tensor, timesteps: Tensor, video: VideoState) -> Tensor:
+    def _leave(
+        self,
+        x: Tensor,
+        latents: Tensor,
+        timesteps: Tensor,
+        video: VideoState,
+        clip: ClipState,
+    ) -> Tensor:
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         x = unfold_frames(x, latents.shape[1])
         if self.copy is None:
             return x
-        assert video.portrait is not None and video.alphas is not None  # prepare_video keeps them
-        return self.copy(x, latents, video.alphas[timesteps.long()], video.portrait[:, None])
+        assert video.alphas is not None  # prepare_video keeps them
+        return self.copy(x, latents, video.alphas[timesteps.long()], _portrait(video, clip))
 
 
 class CopyGate(nn.Module):
@@ -236,12 +266,20 @@ class CopyGate(nn.Module):
     def forward(self, x: Tensor, latents: Tensor, alpha: Tensor, portrait: Tensor) -> Tensor:
         """v [B, F, C, H, W] of a Backbone's v and gate [B, F, C + 1, H, W].
 
-        latents: the noisy ones [B, F, C, H, W] at alpha [B]; portrait [B, 1, C, H, W].
+        latents: the noisy ones [B, F, C, H, W] at alpha [B]; portrait [B, F or 1, C, H, W].
         """
         v, gate = x[:, :, :-1].float(), (GATE_SCALE * x[:, :, -1:].float()).sigmoid()
         alpha = alpha.view(-1, 1, 1, 1, 1)
         copied = (alpha.sqrt() * latents - portrait) / (1 - alpha).sqrt()  # leads to the portrait
         return torch.lerp(v, copied, gate).to(x.dtype)
+
+
+def _portrait(video: VideoState, clip: ClipState) -> Tensor:
+    """The portrait's latents [B, 1, C, H, W], or, moved with the head, [B, F, C, H, W]."""
+    if clip.head is not None:
+        return clip.head.moved
+    assert video.portrait is not None  # prepare_video keeps it for who takes it
+    return video.portrait[:, None]
 
 
 def _spatial(config: ModelConfig, level: int) -> nn.Module | None:

@@ -16,11 +16,13 @@ from torch import Tensor
 from emo_cli.config import ModelConfig
 from emo_cli.console import note
 from emo_cli.errors import EmoError
+from emo_cli.head_flow import head_flow
 from emo_cli.training.dataset import ClipDataset, Needs, NoUsableClip
 from emo_cli.training.denoising import cut_window
 from emo_cli.training.denoising_stage import MINI_LOSS
 from emo_cli.training.draws import Draw, derive_seed
 from emo_cli.training.face_parts import seen_most
+from emo_cli.training.head_moves import head_moves
 from emo_cli.training.precompute import features_name, latents_name
 from emo_cli.training.samples import Split
 from emo_cli.training.shard_reader import ShardReader
@@ -60,11 +62,20 @@ class ClipSamples:
         wanted = (*pictures, "audio", "speed", "lids")
         item = {name: sample[name] for name in wanted if name in sample}
         item |= {"mouth": mouth, "eyes": eyes}
+        if self.config.unet.told_head:
+            item["flow"] = self._flow(sample, len(mouth))
         if self.window is None:
             return item
         corner = self._corner(sample["boxes"].float().mean(0), drawn.seed)
         cut = {n: cut_window(item[n], corner, self.window) for n in ("latents", "mouth", "eyes")}
         return item | cut | {"corner": corner}
+
+    def _flow(self, sample: dict[str, Tensor], frames: int) -> Tensor:
+        """The field [F, 2, H, W] by which a model is told how the head has moved."""
+        landmarks, still = sample["landmarks"].numpy(), sample["reference_landmarks"].numpy()
+        moves, box = head_moves(landmarks[-frames:], still)
+        flow = head_flow(moves, box, self.config.picture_size, self.config.latent_size)
+        return torch.from_numpy(flow)
 
     def spread(self, count: int) -> list[int]:
         """So many indices, evenly over the datasets and along each."""
@@ -111,6 +122,9 @@ def open_datasets(
     clip = stage.clip_frames > 1
     small_clip = clip and config.name == "mini"
     datasets = []
+    paths = list(paths)
+    # Told where the head is, a model sees the reference moved; a packed dataset has no pictures.
+    drawn = config.unet.told_head and all(_has_pictures(path) for path in paths)
     for path in paths:
         if split not in ShardReader(str(path)).splits:
             continue
@@ -137,6 +151,7 @@ def open_datasets(
             features=features if clip else None,
             latents=latents,
             pictures=latents is None,
+            reference_picture=drawn,
             # A small model is spared the search for the first frame's pose: it is the portrait's.
             first_clips=MINI_LOSS.drop_motion if small_clip else 0.0,
             blinks=BLINKS if small_clip and split == "train" else 0.0,
@@ -149,6 +164,11 @@ def open_datasets(
                 raise
             say(f"held-out clips are not measured: {problem.message}")
     return ClipSamples(datasets, config, window) if datasets else None
+
+
+def _has_pictures(path: str) -> bool:
+    clips = ShardReader(str(path))
+    return bool(clips.keys) and clips.has(0, "mp4")
 
 
 def _last_with(part: str, inits: list[Path]) -> Path:

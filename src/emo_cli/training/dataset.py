@@ -58,6 +58,7 @@ class Needs:
     features: str | None = None
     latents: str | None = None
     pictures: bool = True  # False: latents alone, nothing is decoded
+    reference_picture: bool = False  # True: the reference frame is decoded nevertheless
     first_clips: float = 0.0  # share of samples that begin a video: the reference lies before them
     blinks: float = 0.0  # share of samples that are sought where eyes shut; others lie anywhere
     held_lids: float = 0.0  # share of samples whose motion latents have eyes that are half shut
@@ -141,6 +142,8 @@ class ClipDataset:
             if look is not None:
                 pictures = torch.from_numpy(vary_frames(pictures.numpy(), look))
             sample["frames"], sample["reference"] = pictures[:-1], pictures[-1]
+        elif needs.reference_picture:
+            sample["reference"] = self._pictures(row, [reference])[0]
         if self._features is not None:
             sample["audio"] = self._audio(row, start, total)
         if self._latents is not None:

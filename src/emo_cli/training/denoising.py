@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from emo_cli.conditions import windows
 from emo_cli.config import DiffusionConfig, ModelConfig
-from emo_cli.model.backbone import Backbone, VideoState
+from emo_cli.head_flow import moved_pictures
+from emo_cli.model.backbone import Backbone, ClipState, Gestures, Head, VideoState
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.layers import fold_frames, unfold_frames
 from emo_cli.sampler import build_scheduler
@@ -56,7 +57,7 @@ class Conditions(NamedTuple):
     audio: Tensor  # [B, F, 2m+1, L*D]
     motion: list[Tensor]  # [B, M, C, H, W] per temporal layer; none for pictures
     speed: Tensor  # [B, F, 2m+1]
-    lids: Tensor  # [B, F]
+    gestures: Gestures
 
 
 class DenoisingLoss(nn.Module):
@@ -86,9 +87,10 @@ class DenoisingLoss(nn.Module):
         batch: `frames` uint8 [B, M+F, S, S, 3] or `latents` [B, M+F, C, H, W]; `reference`
         uint8 [B, S, S, 3] or `reference_latents` [B, C, H, W]; `mask` [B, S, S]; `mouth` and
         `eyes` [B, F, H, W] as `face_parts.seen_most` gives them; `lids` [B, F]; `seed` [B]; for
-        clips also `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame. With `corner`
-        [B, 2] (y, x) latents, mouth and eyes are windows of the picture that begin there; reference
-        and mask stay whole.
+        clips also `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame; where the model
+        is told its head `flow` [B, F, 2, H, W], and `reference` beside its latents if it is there.
+        With `corner` [B, 2] (y, x) latents, mouth and eyes are windows of the picture that begin
+        there; reference, mask and flow stay whole.
         """
         seeds = batch["seed"]
         latents = self._latents(batch, "latents", "frames")
@@ -144,7 +146,7 @@ class DenoisingLoss(nn.Module):
             audio=self._audio(batch, noisy),
             motion=self._motion(seeds, motion),
             speed=self._speed(batch, noisy),
-            lids=batch["lids"].to(noisy),
+            gestures=Gestures(batch["lids"].to(noisy), self._head(batch, portrait, keep)),
         )
 
     def _run(
@@ -160,8 +162,26 @@ class DenoisingLoss(nn.Module):
         video = backbone.prepare_video(c.features, c.face_region, c.portrait)
         if "corner" in batch:
             video = _cut_video(video, batch["corner"], noisy.shape[-1])
-        clip = backbone.prepare_clip(c.audio, c.motion, c.speed, c.lids)
+        clip = backbone.prepare_clip(c.audio, c.motion, c.speed, c.gestures)
+        if "corner" in batch:
+            clip = _cut_clip(clip, batch["corner"], noisy.shape[-1])
         return backbone(noisy, timesteps, video, clip)
+
+    @torch.no_grad()
+    def _head(self, batch: dict[str, Tensor], portrait: Tensor, keep: Tensor) -> Head | None:
+        """The reference moved by each frame's field; null where the reference is."""
+        if not self.config.unet.told_head:
+            return None
+        autoencoder = self.frozen[0].to(portrait.device)
+        flow = batch["flow"].to(portrait)
+        if "reference" in batch:
+            pictures = batch["reference"].permute(0, 3, 1, 2).to(portrait) / 127.5 - 1
+        else:
+            pictures = autoencoder.decode(portrait)
+        moved = fold_frames(moved_pictures(pictures, flow)).to(portrait)
+        latents = torch.cat([autoencoder.encode(part) for part in moved.split(ENCODE_SLICE)])
+        latents = unfold_frames(latents, flow.shape[1]).to(portrait)
+        return Head(flow, keep[:, None, None, None, None] * latents)
 
     def _audio(self, batch: dict[str, Tensor], like: Tensor) -> Tensor:
         """Windows [B, F, 2m+1, L*D]; the null condition where sound does not take part."""
@@ -246,11 +266,17 @@ def cut_window(maps: Tensor, corner: Tensor, side: int) -> Tensor:
 def _cut_video(video: VideoState, corners: Tensor, side: int) -> VideoState:
     """What lies beside the latents, cut as they are; keys and values of the reference stay."""
 
-    def cut(maps: Tensor) -> Tensor:
-        return torch.stack([cut_window(*pair, side) for pair in zip(maps, corners, strict=True)])
+    portrait = None if video.portrait is None else _cut(video.portrait, corners, side)
+    return video._replace(face=_cut(video.face, corners, side), portrait=portrait)
 
-    portrait = None if video.portrait is None else cut(video.portrait)
-    return video._replace(face=cut(video.face), portrait=portrait)
+
+def _cut_clip(clip: ClipState, corners: Tensor, side: int) -> ClipState:
+    head = clip.head and Head(*(_cut(maps, corners, side) for maps in clip.head))
+    return clip._replace(head=head)
+
+
+def _cut(maps: Tensor, corners: Tensor, side: int) -> Tensor:
+    return torch.stack([cut_window(*pair, side) for pair in zip(maps, corners, strict=True)])
 
 
 def snr_weight(alpha: Tensor, config: DiffusionConfig, gamma: float | None) -> Tensor:

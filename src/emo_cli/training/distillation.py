@@ -199,9 +199,14 @@ def without(conditions: Conditions, *, reference: bool, audio: bool) -> Conditio
         conditions = conditions._replace(audio=torch.zeros_like(conditions.audio))
     if not reference:
         return conditions
+    gestures = conditions.gestures
+    if gestures.head is not None:
+        head = gestures.head._replace(moved=torch.zeros_like(gestures.head.moved))
+        gestures = gestures._replace(head=head)
     return conditions._replace(
         features=[torch.zeros_like(x) for x in conditions.features],
         portrait=torch.zeros_like(conditions.portrait),
+        gestures=gestures,
     )
 
 

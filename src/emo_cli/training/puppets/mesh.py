@@ -92,17 +92,3 @@ def smooth_over_time(values: Array, sigma: float) -> Array:
     padded = np.concatenate([values[:1].repeat(reach, 0), values, values[-1:].repeat(reach, 0)])
     parts = (weight * padded[i : i + len(values)] for i, weight in enumerate(kernel))
     return np.asarray(sum(parts), np.float32)
-
-
-def rotation_matrices(degrees: Array) -> Array:
-    """Yaw, pitch, roll [T, 3] in degrees -> [T, 3, 3]; yaw turns about y, pitch x, roll z."""
-    yaw, pitch, roll = np.deg2rad(np.asarray(degrees, np.float64)).T
-    return (_about(1, yaw) @ _about(0, pitch) @ _about(2, roll)).astype(np.float32)
-
-
-def _about(axis: int, angle: NDArray[np.float64]) -> NDArray[np.float64]:
-    matrices = np.tile(np.eye(3), (len(angle), 1, 1))
-    j, k = (axis + 1) % 3, (axis + 2) % 3
-    matrices[:, j, j] = matrices[:, k, k] = np.cos(angle)
-    matrices[:, k, j], matrices[:, j, k] = np.sin(angle), -np.sin(angle)
-    return matrices

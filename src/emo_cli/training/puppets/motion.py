@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emo_cli.blinks import BLINK
-from emo_cli.face_motion import rotation_between_frames
-from emo_cli.training.puppets.mesh import Array, rotation_matrices
+from emo_cli.face_motion import rotation_between_frames, rotation_matrices
+from emo_cli.training.puppets.mesh import Array
 
 # Beyond these a still betrays itself: yaw, pitch, roll in degrees.
 FARTHEST = np.array([12.0, 8.0, 15.0])

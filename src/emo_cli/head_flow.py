@@ -1,0 +1,79 @@
+"""Where the head of a frame lies in the portrait: a field of moves, for models that are told.
+
+A head is taken for half an ellipsoid that turns about its centre between the ears: what it shows
+moves by its depth, hair and ears go along, the farther surroundings rest. The portrait moved by it
+is a hint from which a network draws the frame, not the frame itself.
+
+Shapes: B clips, T frames, S side of the picture in pixels, H W latent size; x right, y down, z
+away from the camera.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emo_cli.faces import Box
+
+Array = NDArray[np.floating]
+
+# Of the face box's width and height, around its middle: how far the skull with its hair reaches,
+# and the face's depth before the ears.
+HALF_WIDTH, ABOVE, BELOW, DEPTH = 0.65, 0.75, 0.58, 0.55
+FADES_UNTIL = 1.6  # of the skull's radius: beyond it nothing follows the head
+
+
+class HeadMoves(NamedTuple):
+    """The head in each frame against the portrait.
+
+    `turns` [T, 3, 3] rotations for columns; `scales` [T]; `shifts` [T, 2] pixels, of the centre.
+    """
+
+    turns: Array
+    scales: Array
+    shifts: Array
+
+
+def head_flow(moves: HeadMoves, box: Box, size: int, latent_size: int) -> NDArray[np.float32]:
+    """From each latent pixel of a frame to its source in the portrait, [T, 2, H, W] (x, y).
+
+    box: of the portrait's face, in pixels of S; the field is in latent pixels.
+    """
+    centre = np.array([box[0] + box[2], box[1] + box[3]]) / 2
+    width, height = box[2] - box[0], box[3] - box[1]
+    axis = (np.arange(latent_size) + 0.5) * (size / latent_size)
+    grid = np.stack(np.meshgrid(axis, axis), -1)  # [H, W, 2]
+    beside = grid - (centre + moves.shifts)[:, None, None]  # [T, H, W, 2]
+    across = beside[..., 0] / (HALF_WIDTH * width)
+    along = beside[..., 1] / (height * np.where(beside[..., 1] < 0, ABOVE, BELOW))
+    radius = np.hypot(across, along)
+    depth = -DEPTH * height * np.sqrt((1 - radius**2).clip(0))
+    frame = np.concatenate([beside, depth[..., None]], -1)
+    # The inverse of a rotation is its transpose: rows times the matrix.
+    back = np.einsum("thwi,tij->thwj", frame, moves.turns[:, :, :2])
+    back /= moves.scales[:, None, None, None]
+    follows = 1 - ((radius - 1) / (FADES_UNTIL - 1)).clip(0, 1)
+    follows = follows * follows * (3 - 2 * follows)
+    flow = follows[..., None] * (centre + back - grid) * (latent_size / size)
+    return np.ascontiguousarray(flow.transpose(0, 3, 1, 2), np.float32)
+
+
+def moved_pictures(pictures: Tensor, flow: Tensor) -> Tensor:
+    """Each picture [B, 3, S, S] moved by its field [B, T, 2, H, W]: [B, T, 3, S, S], same range."""
+    (batch, frames), size = flow.shape[:2], pictures.shape[-1]
+    fine = F.interpolate(flow.flatten(0, 1).float(), (size, size), mode="bilinear")
+    axis = torch.arange(size, device=flow.device) + 0.5
+    step = size / flow.shape[-1]
+    at = torch.stack([axis + step * fine[:, 0], axis[:, None] + step * fine[:, 1]], -1)
+    still = pictures.float().repeat_interleave(frames, 0)
+    place = at * (2 / size) - 1
+    fetched = F.grid_sample(
+        still, place, mode="bicubic", padding_mode="border", align_corners=False
+    )
+    low, high = still.amin(), still.amax()  # bicubic sampling overshoots at edges
+    return fetched.clamp(low, high).unflatten(0, (batch, frames))
