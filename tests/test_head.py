@@ -50,12 +50,19 @@ def test_no_speed_is_a_still_head():
 
 
 def test_a_wide_region_is_for_sideways_and_a_tall_one_for_up_and_down():
-    def sway(region):
-        return np.ptp(head_path(3000, 0, 0.01, BOX, region).shifts, axis=0)
+    def travel(region):
+        return np.ptp(head_path(3000, 0, 0.2, BOX, region).shifts, axis=0)
 
-    box, wide, tall = sway(INSIDE), sway((10.0, 52.0, 250.0, 218.0)), sway((64.0, 15, 196, 255))
-    assert wide[0] > 2 * box[0] and wide[1] == pytest.approx(box[1], rel=0.01)
-    assert tall[1] > 2 * box[1] and tall[0] == pytest.approx(box[0], rel=0.01)
+    box, wide, tall = travel(INSIDE), travel((10.0, 52.0, 250.0, 218.0)), travel((64, 15, 196, 255))
+    height = BOX[3] - BOX[1]
+    assert wide[0] > box[0] + 0.1 * height and wide[1] == pytest.approx(box[1])
+    assert tall[1] > box[1] + 0.1 * height and tall[0] == pytest.approx(box[0])
+
+
+def test_a_region_without_room_brings_no_sway():
+    tight = head_path(3000, 0, 0.2, BOX, BOX)
+    outside = head_path(3000, 0, 0.2, BOX, (80.0, 70.0, 180.0, 200.0))
+    assert np.array_equal(tight.shifts, outside.shifts)  # what is left is the turn about the neck
 
 
 def test_the_field_leads_back_to_the_portrait():

@@ -18,11 +18,11 @@ FPS = 25
 TURNS = np.array([3.6, 2.6, 1.8])  # standard deviation of yaw, pitch, roll, in degrees
 FARTHEST = np.array([12.0, 8.0, 7.0])  # what training shows
 TURNS_HZ = (0.06, 0.7)
-SWAY_HZ = (0.1, 0.3)
 WAVES = 7
 HOME_S = 2.0  # a video begins in its portrait's pose; in this time it finds its own
-SWAY = np.array([0.012, 0.008])  # standard deviation, in face heights, wherever the face may be
-ROAM, FARTHEST_ROAM = 0.3, 0.07  # of the room that the face region leaves; in face heights
+LEANS = np.array([-1.0, 1.0])  # a head goes where it looks: positive yaw is left, pitch down
+# With the farthest turn: a share of the room that the face region leaves; in face heights.
+ROAM, FARTHEST_ROAM = 0.6, 0.15
 MEASURED = 4096  # frames on which a path's speed is measured
 # The neck about which a head turns, from the middle of the face, in its heights: down and back.
 PIVOT = np.array([0.0, 0.2, 0.1])
@@ -34,12 +34,13 @@ def head_path(num_frames: int, seed: int, speed: float, box: Box, region: Box) -
     A pure function of its arguments; a longer video begins as a shorter one. `box` of the face and
     `region` in pixels of the portrait. The first frame's head is the portrait's.
     """
-    turns = rotation_matrices(_turns(num_frames, seed, speed))
+    degrees = _turns(num_frames, seed, speed)
+    turns = rotation_matrices(degrees)
     height = box[3] - box[1]
     room = np.array([min(box[0] - region[0], region[2] - box[2]),
                      min(box[1] - region[1], region[3] - box[3])]) / height  # fmt: skip
-    spread = np.maximum(SWAY, np.minimum(ROAM * room, FARTHEST_ROAM))
-    sway = spread * _from_rest(_waves(num_frames, seed, "sway", SWAY_HZ, 2))
+    reach = (ROAM * room).clip(0, FARTHEST_ROAM)
+    sway = reach * LEANS * (degrees / FARTHEST)[:, :2]
     arm = -PIVOT * height  # from the neck to the middle of the face
     carried = (turns @ arm - arm)[:, :2]
     shifts = (carried + height * sway).astype(np.float32)
@@ -54,7 +55,7 @@ def _turns(num_frames: int, seed: int, speed: float) -> NDArray[np.float64]:
 
     def path(frames: int, more: float) -> NDArray[np.float64]:
         stretched = (TURNS_HZ[0] * more, TURNS_HZ[1] * more)
-        wide = more * TURNS * _waves(frames, seed, "turns", stretched, 3)
+        wide = more * TURNS * _waves(frames, seed, stretched)
         return FARTHEST * np.tanh(_from_rest(wide) / FARTHEST)
 
     more = 1.0
@@ -64,23 +65,21 @@ def _turns(num_frames: int, seed: int, speed: float) -> NDArray[np.float64]:
     return path(num_frames, more) if speed > 0 else np.zeros((num_frames, 3))
 
 
-def _waves(
-    num_frames: int, seed: int, purpose: str, band: tuple[float, float], axes: int
-) -> NDArray[np.float64]:
-    """[T, axes] of mean 0 and standard deviation 1: waves of a band in Hz, slow ones larger."""
-    digest = hashlib.sha256(f"emo:{seed}:head {purpose}".encode()).digest()
+def _waves(num_frames: int, seed: int, band: tuple[float, float]) -> NDArray[np.float64]:
+    """[T, 3] of mean 0 and standard deviation 1: waves of a band in Hz, slow ones larger."""
+    digest = hashlib.sha256(f"emo:{seed}:head turns".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
     low, high = np.log(band[0]), np.log(band[1])
-    places = (np.arange(WAVES)[:, None] + rng.random((WAVES, axes))) / WAVES
+    places = (np.arange(WAVES)[:, None] + rng.random((WAVES, 3))) / WAVES
     hertz = np.exp(low + (high - low) * places)
     size = hertz**-0.5
     size *= np.sqrt(2 / (size**2).sum(0))
     time = np.arange(num_frames)[:, None, None] / FPS
-    return (size * np.sin(2 * np.pi * (hertz * time + rng.random((WAVES, axes))))).sum(1)
+    return (size * np.sin(2 * np.pi * (hertz * time + rng.random((WAVES, 3))))).sum(1)
 
 
 def _from_rest(path: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A path [T, axes] that leaves zero and comes into its own."""
+    """A path [T, 3] that leaves zero and comes into its own."""
     if len(path) == 0:
         return path
     time = np.arange(len(path))[:, None] / FPS

@@ -151,7 +151,7 @@ MINI = dataclasses.replace(
         num_tokens=5,
         token_width=128,
     ),
-    speed=dataclasses.replace(FULL.speed, width=64, usual=0.3, gain=0.2),
+    speed=dataclasses.replace(FULL.speed, width=64, usual=0.2, gain=0.25),
     diffusion=DiffusionConfig(
         prediction="v_prediction",
         beta_schedule="scaled_linear",
