@@ -11,7 +11,6 @@ from emo_cli.training.head_moves import head_moves
 from emo_cli.training.puppets.mesh import DEPTH, EARS, NUM_POINTS
 
 BOX, INSIDE = (70.0, 60.0, 190.0, 210.0), (64.0, 52.0, 196.0, 218.0)
-AXIS = (np.arange(32) + 0.5) * 8
 
 
 def moves_of(turns=((0, 0, 0),), scale=1.0, shift=(0.0, 0.0)):

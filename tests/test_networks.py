@@ -11,7 +11,7 @@ from torch import nn
 
 from emo_cli.errors import EmoError
 from emo_cli.model import layers, pretrained
-from emo_cli.model.backbone import Backbone, Gestures, Head, VideoState
+from emo_cli.model.backbone import GATE_SCALE, Backbone, Gestures, Head, VideoState
 from emo_cli.model.eyelids import EyelidEmbedding
 from emo_cli.model.layers import (
     FeedForward,
@@ -226,11 +226,14 @@ def test_new_layers_start_silent(condition):
 @torch.no_grad()
 def test_clips_of_a_batch_do_not_see_each_other(networks):
     config, backbone, reference_net = networks
+    if (
+        backbone.copy is not None
+    ):  # the gate of random weights makes eight times as much of rounding
+        backbone.conv_out.weight[-1] /= GATE_SCALE
     c = conditions(backbone, config, batch=2)
     both = run(backbone, reference_net, c)
     second = run(backbone, reference_net, {k: v[1:] for k, v in c.items()})
-    # The gate of random weights makes eight times as much of a rounding.
-    torch.testing.assert_close(both[1:], second, atol=5e-5, rtol=1e-4)
+    torch.testing.assert_close(both[1:], second, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

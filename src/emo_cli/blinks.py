@@ -5,10 +5,10 @@ Shapes: T frames of a video at 25 fps.
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 from numpy.typing import NDArray
+
+from emo_cli.sampler import video_generator
 
 BLINK = np.array([0.45, 0.95, 1.0, 0.75, 0.4, 0.15], np.float32)  # two frames down, three up
 APART = (25, 105)  # frames from one blink to the next: 23 a minute, as people who talk
@@ -20,8 +20,7 @@ def blinks(num_frames: int, seed: int) -> NDArray[np.float32]:
 
     A longer video begins as a shorter one of the same seed.
     """
-    digest = hashlib.sha256(f"emo:{seed}:blinks".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    rng = video_generator(seed, "blinks")
     lids = np.zeros(num_frames + len(BLINK), np.float32)
     frame = int(rng.integers(*FIRST))
     while frame < num_frames:

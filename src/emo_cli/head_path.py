@@ -5,16 +5,15 @@ Shapes: T frames of a video at 25 fps.
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 from numpy.typing import NDArray
 
 from emo_cli.face_motion import rotation_between_frames, rotation_matrices
 from emo_cli.faces import Box
 from emo_cli.head_flow import HeadMoves
+from emo_cli.raw_video import FPS
+from emo_cli.sampler import video_generator
 
-FPS = 25
 TURNS = np.array([3.6, 2.6, 1.8])  # standard deviation of yaw, pitch, roll, in degrees
 FARTHEST = np.array([12.0, 8.0, 7.0])  # what training shows
 TURNS_HZ = (0.06, 0.7)
@@ -67,8 +66,7 @@ def _turns(num_frames: int, seed: int, speed: float) -> NDArray[np.float64]:
 
 def _waves(num_frames: int, seed: int, band: tuple[float, float]) -> NDArray[np.float64]:
     """[T, 3] of mean 0 and standard deviation 1: waves of a band in Hz, slow ones larger."""
-    digest = hashlib.sha256(f"emo:{seed}:head turns".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    rng = video_generator(seed, "head turns")
     low, high = np.log(band[0]), np.log(band[1])
     places = (np.arange(WAVES)[:, None] + rng.random((WAVES, 3))) / WAVES
     hertz = np.exp(low + (high - low) * places)

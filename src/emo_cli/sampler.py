@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,6 +132,12 @@ def clip_generator(seed: int, clip_index: int) -> torch.Generator:
     """A clip's own random numbers, the same on every device and from every resume point."""
     digest = hashlib.sha256(f"emo:{seed}:{clip_index}".encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def video_generator(seed: int, purpose: str) -> np.random.Generator:
+    """A video's own random numbers for one purpose."""
+    digest = hashlib.sha256(f"emo:{seed}:{purpose}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
 def clip_noise(
