@@ -28,6 +28,7 @@ PLAIN = DenoisingOptions(
     noise_offset=0.0,
     min_snr=None,
     mouth_weight=1.0,
+    jaw_weight=1.0,
     eye_weight=1.0,
     change_weight=0.0,
 )
@@ -54,6 +55,7 @@ def batch_of(config=SMALL_MINI, clips=2, frames=16):
         "flow": torch.randn(clips, clip, 2, latent, latent, generator=g),
         "reference": torch.randint(256, (clips, side, side, 3), generator=g).byte(),
         "eyes": torch.rand(clips, clip, latent, latent, generator=g),
+        "jaw": torch.rand(clips, clip, latent, latent, generator=g),
         "audio": torch.randn(clips, clip + 4, config.audio_feature_width, generator=g),
         "speed": torch.rand(clips, clip + 4, generator=g),
         "seed": torch.arange(clips) + 7,
@@ -122,7 +124,7 @@ def test_windows_see_the_heads_maps_where_they_lie(monkeypatch):
     module, batch = loss_of(), batch_of()
     whole = module._head(batch, batch["reference_latents"], torch.ones(2))
     batch["corner"] = torch.tensor([[1, 3], [2, 0]])
-    for name in ("latents", "mouth", "eyes"):
+    for name in ("latents", "mouth", "jaw", "eyes"):
         cut = [cut_window(x, c, 4) for x, c in zip(batch[name], batch["corner"], strict=True)]
         batch[name] = torch.stack(cut)
     seen = []
@@ -238,9 +240,11 @@ def wrong_at(frame, y, x):
     return lambda noisy, *_: torch.zeros_like(noisy).index_put(where, torch.tensor(50.0))
 
 
-@pytest.mark.parametrize("part", ["mouth", "eyes"])
-def test_errors_in_mouth_and_eyes_weigh_more(part, monkeypatch):
-    module = loss_of(**{"mouth": {"mouth_weight": 9.0}, "eyes": {"eye_weight": 9.0}}[part])
+@pytest.mark.parametrize(
+    ("part", "weight"), [("mouth", "mouth_weight"), ("jaw", "jaw_weight"), ("eyes", "eye_weight")]
+)
+def test_errors_in_a_faces_parts_weigh_more(part, weight, monkeypatch):
+    module = loss_of(**{weight: 9.0})
     batch = batch_of()
     batch[part] = torch.zeros(2, 12, 8, 8)
     batch[part][..., 2, 2] = 1
@@ -256,7 +260,7 @@ def test_the_mouths_share_of_the_loss_is_that_of_a_window_in_a_whole_picture_too
     def share(side):
         batch = batch_of() | {"mouth": torch.zeros(2, 12, side, side)}
         batch["mouth"][..., 2:5, 2:6] = 1
-        batch["eyes"] = torch.zeros_like(batch["mouth"])
+        batch["jaw"] = batch["eyes"] = torch.zeros_like(batch["mouth"])
         wrong = batch["mouth"][:, :, None].expand(-1, -1, 16, -1, -1)
         steps = torch.tensor([500, 500])
         return module._losses(wrong, torch.zeros_like(wrong), steps, batch)["loss"].item()

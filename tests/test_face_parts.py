@@ -12,6 +12,7 @@ from emo_cli.training.draws import Draw
 from emo_cli.training.face_parts import (
     BLINK_WEIGHT,
     EYES,
+    JAW,
     OUTER_LIPS,
     box_share,
     eye_shares,
@@ -34,6 +35,8 @@ def face(openings):
         landmarks[:, upper, 1], landmarks[:, lower, 1] = 48 - half, 48 + half
     landmarks[:, OUTER_LIPS, 0] = torch.linspace(48, 80, len(OUTER_LIPS))
     landmarks[:, OUTER_LIPS, 1] = torch.linspace(92, 100, len(OUTER_LIPS))
+    landmarks[:, JAW, 0] = torch.linspace(34, 94, len(JAW))
+    landmarks[:, JAW, 1] = 90 + 20 * torch.linspace(-1, 1, len(JAW)).square().neg().add(1)
     return landmarks
 
 
@@ -56,13 +59,24 @@ def test_lids_count_as_shut_beside_how_open_these_eyes_usually_are():
 def test_a_blink_weighs_more_than_open_eyes_and_leaves_the_mouth_alone():
     openings = [8.0] * 16
     openings[10] = 0.0
-    mouth, eyes = seen_most(face(openings), clip_frames=12, size=128, latent_size=16)
+    parts = seen_most(face(openings), clip_frames=12, size=128, latent_size=16)
+    mouth, eyes = parts["mouth"], parts["eyes"]
     assert mouth.shape == eyes.shape == (12, 16, 16)
     blink, before = eyes[10 - 4], eyes[0]
     assert blink.max() == pytest.approx(BLINK_WEIGHT) and before.max() == 1
     at = torch.nonzero(before)
     assert at[:, 0].max() < 8 < torch.nonzero(mouth[0])[:, 0].min()  # rows: eyes above the mouth
     assert torch.equal(mouth[0], mouth[6])
+
+
+def test_the_jaw_reaches_from_the_lips_to_below_the_chin_and_follows_it():
+    landmarks = face([8.0] * 16)
+    landmarks[10, JAW, 1] += 6  # the mouth opens
+    jaw = seen_most(landmarks, clip_frames=12, size=128, latent_size=16)["jaw"]
+    rows, columns = (torch.nonzero(jaw[0].amax(axis))[:, 0] for axis in (1, 0))
+    assert (rows.min(), rows.max()) == (92 // 8, int(110 + 1.8) // 8)
+    assert (columns.min(), columns.max()) == (int(34 - 1.8) // 8, int(94 + 1.8) // 8)
+    assert jaw[0].max() == 1 and torch.nonzero(jaw[10 - 4].amax(1)).max() == rows.max() + 1
 
 
 @pytest.fixture

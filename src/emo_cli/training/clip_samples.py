@@ -57,17 +57,17 @@ class ClipSamples:
         dataset = self.datasets[which]
         sample = dataset[Draw(place % len(dataset), drawn.seed)]
         size = self.config.picture_size, self.config.latent_size
-        mouth, eyes = seen_most(sample["landmarks"], dataset.needs.clip_frames, *size)
+        parts = seen_most(sample["landmarks"], dataset.needs.clip_frames, *size)
         pictures = ("frames", "reference", "latents", "reference_latents", "mask")
         wanted = (*pictures, "audio", "speed", "lids")
         item = {name: sample[name] for name in wanted if name in sample}
-        item |= {"mouth": mouth, "eyes": eyes}
+        item |= parts
         if self.config.unet.told_head:
-            item["flow"] = self._flow(sample, len(mouth))
+            item["flow"] = self._flow(sample, dataset.needs.clip_frames)
         if self.window is None:
             return item
         corner = self._corner(sample["boxes"].float().mean(0), drawn.seed)
-        cut = {n: cut_window(item[n], corner, self.window) for n in ("latents", "mouth", "eyes")}
+        cut = {n: cut_window(item[n], corner, self.window) for n in ("latents", *parts)}
         return item | cut | {"corner": corner}
 
     def _flow(self, sample: dict[str, Tensor], frames: int) -> Tensor:

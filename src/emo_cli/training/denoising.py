@@ -21,7 +21,7 @@ from emo_cli.model.layers import fold_frames, unfold_frames
 from emo_cli.sampler import build_scheduler
 from emo_cli.training.draws import FIRST_CLIP, derive_seed, sample_noise, sample_uniform
 
-# Weights of mouth and eyes are for windows of 16x16; in a larger picture they count for as much.
+# Weights of a face's parts are for windows of 16x16; in a larger picture they count for as much.
 WEIGHED_AREA = 16 * 16
 ENCODE_SLICE = 8  # pictures a time through the frozen autoencoder
 
@@ -42,6 +42,7 @@ class DenoisingOptions:
     noise_offset: float  # std of a constant that noise gets per clip and channel: dark, bright
     min_snr: float | None  # gamma; never with a zero terminal SNR, whose last step it would drop
     mouth_weight: float  # of the loss inside the mouth's box
+    jaw_weight: float  # of the loss from the lips down over the chin
     eye_weight: float  # of the loss inside the eyes' boxes
     change_weight: (
         float  # of the error of what changes from frame to frame, which is seen as flicker
@@ -85,12 +86,12 @@ class DenoisingLoss(nn.Module):
         """One noisy clip per sample -> {"loss", "plain", "mouth"}.
 
         batch: `frames` uint8 [B, M+F, S, S, 3] or `latents` [B, M+F, C, H, W]; `reference`
-        uint8 [B, S, S, 3] or `reference_latents` [B, C, H, W]; `mask` [B, S, S]; `mouth` and
-        `eyes` [B, F, H, W] as `face_parts.seen_most` gives them; `lids` [B, F]; `seed` [B]; for
-        clips also `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame; where the model
-        is told its head `flow` [B, F, 2, H, W], and `reference` beside its latents if it is there.
-        With `corner` [B, 2] (y, x) latents, mouth and eyes are windows of the picture that begin
-        there; reference, mask and flow stay whole.
+        uint8 [B, S, S, 3] or `reference_latents` [B, C, H, W]; `mask` [B, S, S]; `mouth`,
+        `jaw` and `eyes` [B, F, H, W] as `face_parts.seen_most` gives them; `lids` [B, F]; `seed`
+        [B]; for clips also `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame; where
+        the model is told its head `flow` [B, F, 2, H, W], and `reference` beside its latents if it
+        is there. With `corner` [B, 2] (y, x) latents and parts are windows of the picture that
+        begin there; reference, mask and flow stay whole.
         """
         seeds = batch["seed"]
         latents = self._latents(batch, "latents", "frames")
@@ -120,7 +121,9 @@ class DenoisingLoss(nn.Module):
         if options.change_weight:  # the motion frames before the first one have no error
             change = torch.diff(difference, dim=1, prepend=torch.zeros_like(difference[:, :1]))
             seen = error + options.change_weight * change.square().mean(2)
-        more = (options.mouth_weight - 1) * mouth + (options.eye_weight - 1) * batch["eyes"]
+        more = (options.mouth_weight - 1) * mouth
+        more = more + (options.jaw_weight - 1) * batch["jaw"]
+        more = more + (options.eye_weight - 1) * batch["eyes"]
         weight = 1 + more * (more[0, 0].numel() / WEIGHED_AREA)
         per_clip = (weight * seen).flatten(1).sum(1) / weight.flatten(1).sum(1)  # [B]
         scale = snr_weight(self.alphas[timesteps], self.config.diffusion, self.options.min_snr)

@@ -51,6 +51,7 @@ PAPER = DenoisingOptions(
     noise_offset=0.05,
     min_snr=5.0,  # Hang et al. 2023
     mouth_weight=1.0,
+    jaw_weight=1.0,
     eye_weight=1.0,
     change_weight=0.0,
 )
@@ -61,6 +62,7 @@ MINI_LOSS = dataclasses.replace(
     noisiest=0.3,
     sampled_timesteps=0.5,
     mouth_weight=6.0,
+    jaw_weight=3.0,
     eye_weight=6.0,
     change_weight=0.5,
 )

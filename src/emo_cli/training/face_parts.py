@@ -1,4 +1,4 @@
-"""Where a talking face is looked at: mouth and eyes, as weights of a loss in the latents.
+"""Where a talking face is looked at: mouth, jaw and eyes, as weights of a loss in the latents.
 
 Shapes: F frames, V = 478 landmarks of MediaPipe, H W latent size; coordinates are pixels.
 """
@@ -13,6 +13,9 @@ from emo_cli.training.draws import derive_seed
 
 OUTER_LIPS = (61, 37, 0, 267, 291, 314, 17, 84)
 LIP_MARGIN = (0.15, 0.35)  # of the lips' width and height: an open jaw moves what is around them
+# The face's outline from ear to ear below the mouth's corners; the chin is in its middle.
+JAW = (172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397)
+JAW_MARGIN = 0.1  # of the jaw's height below the lips: the outline itself, and what it uncovers
 EYES = ((33, 133, 159, 145), (263, 362, 386, 374))  # corners and lids
 EYE_MARGIN = (0.2, 0.5)  # of an eye's width, around its corners: a shut eye is as large
 LIDS_FALL = (0.2, 0.6)  # of an eye's height: where a blink begins and where it counts in full
@@ -22,17 +25,18 @@ BLINK_WEIGHT = 2.0  # of eyes that shut, beside open ones: one frame in twenty i
 
 def seen_most(
     landmarks: Tensor, clip_frames: int, size: int, latent_size: int
-) -> tuple[Tensor, Tensor]:
-    """Landmarks [M+F, V, 3] in a picture of `size` pixels -> mouth and eyes [F, H, W].
+) -> dict[str, Tensor]:
+    """Landmarks [M+F, V, 3] in a picture of `size` pixels -> `mouth`, `jaw`, `eyes`, [F, H, W].
 
     The share of each latent pixel that lies in the part's box; that of the eyes is up to
-    `BLINK_WEIGHT` times as much while they shut.
+    `BLINK_WEIGHT` times as much while they shut. The jaw begins at the lips.
     """
     clip = landmarks[-clip_frames:, :, :2].float()
     mouth = box_share(_mouth_box(clip), size, latent_size)
+    jaw = box_share(_jaw_box(clip), size, latent_size)
     blink = lids_shut(landmarks)[-clip_frames:, None, None]
     eyes = eye_shares(landmarks[-clip_frames:], size, latent_size).amax(0)
-    return mouth, eyes * (1 + (BLINK_WEIGHT - 1) * blink)
+    return {"mouth": mouth, "jaw": jaw, "eyes": eyes * (1 + (BLINK_WEIGHT - 1) * blink)}
 
 
 def eye_shares(landmarks: Tensor, size: int, latent_size: int) -> Tensor:
@@ -90,6 +94,15 @@ def _mouth_box(points: Tensor) -> Tensor:
     low, high = lips.amin(1), lips.amax(1)
     margin = (high - low) * torch.tensor(LIP_MARGIN)
     return torch.cat([low - margin, high + margin], 1)
+
+
+def _jaw_box(points: Tensor) -> Tensor:
+    """Landmarks [F, V, 2] -> box [F, 4] from the upper lip down over chin and jaw."""
+    outline = points[:, JAW]
+    (left, _), (right, bottom) = outline.amin(1).unbind(1), outline.amax(1).unbind(1)
+    top = points[:, OUTER_LIPS, 1].amin(1)
+    below = JAW_MARGIN * (bottom - top)
+    return torch.stack([left - below, top, right + below, bottom + below], 1)
 
 
 def _eye_box(points: Tensor, outer: int, inner: int) -> Tensor:
