@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 
 from emo_cli.errors import EmoError
 from emo_cli.model.autoencoder import (
+    HalvingConv,
     KLAutoencoder,
     PatchAutoencoder,
     build_autoencoder,
@@ -98,6 +99,15 @@ def test_any_size_that_divides_by_eight_passes(size):
         pictures = model.decode(latents)
     assert latents.shape == (2, 16, size[0] // 8, size[1] // 8)
     assert pictures.shape == (2, 3, *size)
+
+
+def test_a_halving_convolution_is_one_of_the_unshuffled_picture():
+    torch.manual_seed(0)
+    conv = HalvingConv(5, 7)
+    x = torch.randn(2, 5, 12, 8, generator=_generator(1))
+    unshuffled = torch.nn.functional.pixel_unshuffle(x, 2)
+    expected = torch.nn.functional.conv2d(unshuffled, conv.weight, conv.bias, padding=1)
+    torch.testing.assert_close(conv(x), expected)
 
 
 def test_slices_and_memory_format_do_not_change_the_pictures():

@@ -39,17 +39,34 @@ class ResidualBlock(nn.Module):
         return functional.relu(x + change, inplace=True)
 
 
-class PatchEncoder(nn.Sequential):
-    """[N, 3, H, W] -> [N, C, h, w]; every level halves the size by pixel-unshuffle.
+class HalvingConv(nn.Conv2d):
+    """A 3x3 convolution of the pixel-unshuffled input: [N, W, H, W'] -> [N, C, H / 2, W' / 2].
 
-    Unlike strided convolutions this never works at the full picture size, where the time goes.
+    The same as a 6x6 one with stride 2 on the input itself, which needs no unshuffling: on a CPU
+    in bf16 that alone took twice the time of the convolution.
+    """
+
+    def __init__(self, width: int, wider: int) -> None:
+        super().__init__(4 * width, wider, 3, padding=1)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = functional.pixel_shuffle(self.weight, 2)
+        return functional.conv2d(x, kernel, self.bias, stride=2, padding=2)
+
+
+class PatchEncoder(nn.Sequential):
+    """[N, 3, H, W] -> [N, C, h, w]; every level halves the size first, by pixel-unshuffle.
+
+    So it never works at the full picture size, where the time goes.
     """
 
     def __init__(self, widths: tuple[int, ...], blocks: tuple[int, ...], channels: int) -> None:
         layers: list[nn.Module] = []
         width = 3
         for wider, num_blocks in zip(widths, blocks, strict=True):
-            layers += [nn.PixelUnshuffle(2), _conv(4 * width, wider), nn.ReLU(inplace=True)]
+            # The first does nothing: files name layers by their place.
+            layers += [nn.Identity(), HalvingConv(width, wider), nn.ReLU(inplace=True)]
             layers += [ResidualBlock(wider) for _ in range(num_blocks)]
             width = wider
         super().__init__(*layers, _zero(_conv(width, channels)))
@@ -232,7 +249,10 @@ def _in_slices(
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+    return _initialise(nn.Conv2d(inputs, outputs, 3, padding=1))
+
+
+def _initialise(conv: nn.Conv2d) -> nn.Conv2d:
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
     return conv
