@@ -122,14 +122,14 @@ def test_guidance_batch_equals_separate_forwards(engine, portrait, sound, tmp_pa
     assert state.portrait[:2].any() and not state.portrait[2].any()
     assert all(keys[0].any() and not keys[2].any() for keys, _ in state.reference)
     planned = next(iter(engine_plan(video)))
-    audio = engine._audio(video, planned)
+    audio = engine.conditions.audio(video, planned)
     assert audio[0].any() and not audio[1].any() and not audio[2].any()
 
 
 def test_each_clip_is_told_its_part_of_the_videos_blinks(engine, portrait, sound, tmp_path):
     options = GenerateOptions(**(vars(FEW_STEPS) | {"guidance": 2.0, "seed": 6}))
     video = engine.prepare(portrait, sound, tmp_path, options)
-    told = [engine._conditions(video, planned, None)[3] for planned in engine_plan(video)]
+    told = [engine.conditions.gestures(video, planned) for planned in engine_plan(video)]
     lids = torch.cat([gestures.lids for gestures in told], 1)
     expected = torch.from_numpy(blinks(36, 6))  # the last clip is padded; both branches see
     assert expected.any() and torch.equal(lids, expected.expand(2, -1))
@@ -138,7 +138,10 @@ def test_each_clip_is_told_its_part_of_the_videos_blinks(engine, portrait, sound
 def test_each_clip_is_told_its_part_of_the_heads_path(engine, portrait, sound, tmp_path):
     options = GenerateOptions(**(vars(FEW_STEPS) | {"guidance": 2.0, "seed": 6, "speed": 1.0}))
     video = engine.prepare(portrait, sound, tmp_path, options)
-    told = [engine._conditions(video, planned, None)[3].head for planned in engine_plan(video)]
+    told = [
+        engine.conditions.of_clip(video, planned, None).gestures.head
+        for planned in engine_plan(video)
+    ]
     box, speed = video.portrait.face_box, video.sampling.speed
     moves = head_path(36, 6, speed, box, mask_box(video.portrait.mask))
     size = engine.config.picture_size, engine.config.latent_size
@@ -225,7 +228,7 @@ def test_bf16_stays_near_fp32(small_model, portrait, sound, frames):
 def steps_of(engine, video, latents, count):
     """The denoiser of a first clip, and noisy latents for so many branches."""
     planned = next(iter(engine_plan(video)))
-    clip = engine.model.backbone.prepare_clip(*engine._conditions(video, planned, None))
+    clip = engine.model.backbone.prepare_clip(*engine.conditions.of_clip(video, planned, None))
     return clip, latents.expand(count, *latents.shape[1:])
 
 

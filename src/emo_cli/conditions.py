@@ -1,12 +1,107 @@
-"""The conditions of a clip that are computed rather than learnt: windows of sound and speed.
+"""What a clip is made from besides noise: sound, motion frames, speed, eyelids and head.
 
-Shapes: F frames, 2m+1 frames in a window.
+Shapes: G guidance branches, F frames, 2m+1 frames in a window, M motion frames, C latent channels,
+H W latent size, S picture size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from emo_cli.device import upload
+from emo_cli.head_flow import HeadMoves, head_flow, moved_pictures
+from emo_cli.model.backbone import Gestures, Head
+from emo_cli.model.emo_model import EmoModel
+
+if TYPE_CHECKING:
+    from emo_cli.clips import PlannedClip
+    from emo_cli.engine import Video
+    from emo_cli.portrait import Portrait
+
+AtWork = Callable[[nn.Module], AbstractContextManager[None]]  # a part's weights are on the device
+
+
+class ClipInputs(NamedTuple):
+    """What `Backbone.prepare_clip` takes."""
+
+    audio: Tensor  # [G, F, 2m+1, L*D]
+    motion: list[Tensor]  # [G, M, C', H', W'] per temporal layer
+    speed: Tensor  # [G, F, 2m+1]
+    gestures: Gestures
+
+
+class ClipConditions:
+    """The conditions of a video's clips, on the device."""
+
+    def __init__(
+        self, model: EmoModel, device: torch.device, dtype: torch.dtype, at_work: AtWork
+    ) -> None:
+        self.model, self.config = model, model.config
+        self.device, self.dtype, self.at_work = device, dtype, at_work
+
+    def of_clip(self, video: Video, planned: PlannedClip, motion: Tensor | None) -> ClipInputs:
+        """motion: latents [1, M, C, H, W] that the clip before has left; None for the first."""
+        config, count = self.config, len(video.branches)
+        window = 2 * config.window + 1
+        speed = constant_speed(video.sampling.speed, config.clip_frames, window, self.device)
+        return ClipInputs(
+            audio=self.audio(video, planned),
+            motion=self.motion(motion, count),
+            speed=speed.expand(count, -1, -1),
+            gestures=self.gestures(video, planned),
+        )
+
+    def audio(self, video: Video, planned: PlannedClip) -> Tensor:
+        """Windows of audio features; silence of features where audio is null."""
+        reach = self.config.window
+        features = video.features.features(
+            planned.start - reach, planned.start + self.config.clip_frames + reach
+        )
+        audio = windows(features.to(self.dtype), 2 * reach + 1)
+        on = torch.tensor([float(branch.audio) for branch in video.branches], dtype=audio.dtype)
+        on = upload(on, audio.device)
+        return on[:, None, None, None] * audio
+
+    def motion(self, motion: Tensor | None, branches: int) -> list[Tensor]:
+        """Feature maps of the motion frames, the same for every branch; zero maps at first."""
+        if motion is None:
+            like = torch.empty(0, device=self.device, dtype=self.dtype)
+            return self.model.backbone.zero_motion(branches, self.config.latent_size, like)
+        with self.at_work(self.model.reference_net):
+            latents = motion.to(self.device, self.dtype)
+            maps = self.model.reference_net.motion_features(latents)
+        return [x.expand(branches, -1, -1, -1, -1) for x in maps]
+
+    def gestures(self, video: Video, planned: PlannedClip) -> Gestures:
+        """Eyelids and head of a clip, the same for every branch."""
+        frames = slice(planned.start, planned.start + self.config.clip_frames)
+        lids = upload(torch.from_numpy(video.lids[frames]), self.device)
+        lids = lids.expand(len(video.branches), -1)
+        return Gestures(lids, self._head(video, frames) if self.config.unet.told_head else None)
+
+    def _head(self, video: Video, frames: slice) -> Head:
+        """Where the head is in those frames, for every branch; a null portrait stays null."""
+        config, portrait = self.config, video.portrait
+        moves = HeadMoves(*(values[frames] for values in video.head))
+        field = head_flow(moves, portrait.face_box, config.picture_size, config.latent_size)
+        flow = upload(torch.from_numpy(field), self.device)[None]
+        pictures = moved_pictures(portrait_pixels(portrait, self.device), flow)[0]
+        with self.at_work(self.model.autoencoder):
+            latents = self.model.autoencoder.encode(pictures.to(self.dtype))
+        on = torch.tensor([float(branch.reference) for branch in video.branches])
+        moved = upload(on.to(self.dtype), self.device)[:, None, None, None, None] * latents
+        return Head(flow.expand(len(video.branches), -1, -1, -1, -1), moved)
+
+
+def portrait_pixels(portrait: Portrait, device: torch.device) -> Tensor:
+    """The portrait, [1, 3, S, S] in -1..1."""
+    picture = torch.from_numpy(portrait.picture).to(device).permute(2, 0, 1)[None]
+    return picture.float() / 127.5 - 1
 
 
 def windows(frames: Tensor, count: int) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from emo_cli.audio import AudioFeatures, Sound, decode_sound
 from emo_cli.blinks import blinks
 from emo_cli.clips import PlannedClip, count_clips, plan
-from emo_cli.conditions import constant_speed, windows
+from emo_cli.conditions import ClipConditions, portrait_pixels
 from emo_cli.config import GenerateOptions, ModelConfig
 from emo_cli.denoiser import BackboneSteps, ClipDenoiser
 from emo_cli.device import (
@@ -34,9 +34,9 @@ from emo_cli.device import (
     upload,
 )
 from emo_cli.frames import Clip, MadeClip, start_decoding
-from emo_cli.head_flow import HeadMoves, head_flow, moved_pictures
+from emo_cli.head_flow import HeadMoves
 from emo_cli.head_path import head_path
-from emo_cli.model.backbone import Gestures, Head, VideoState
+from emo_cli.model.backbone import VideoState
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.load import load_model, model_digest, model_folder, training_note
 from emo_cli.portrait import Portrait, mask_box, prepare_portrait
@@ -133,6 +133,7 @@ class Engine:
         self.model, self.device, self.dtype = model, device, dtype
         self.compiled, self.low_vram = compiled, low_vram
         self.steps = BackboneSteps(model.backbone, compiled=compiled)
+        self.conditions = ClipConditions(model, device, dtype, self._at_work)
         self.overlap = device.type == "cuda"  # a clip is decoded and encoded while the next begins
 
     def _at_work(self, part: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -210,7 +211,8 @@ class Engine:
         """ReferenceNet on the portrait, its keys and values, the face feature: once per video."""
         model = self.model
         with self._at_work(model.autoencoder):
-            latents = model.autoencoder.encode(self._pixels(portrait).to(self.dtype))
+            pixels = portrait_pixels(portrait, self.device)
+            latents = model.autoencoder.encode(pixels.to(self.dtype))
         with self._at_work(model.reference_net):
             features = model.reference_net.portrait_features(latents)
         # A branch without reference sees zero features and a zero latent: the null condition.
@@ -221,11 +223,6 @@ class Engine:
             return model.backbone.prepare_video(
                 features, mask.expand(len(branches), -1, -1, -1), on[:, None, None, None] * latents
             )
-
-    def _pixels(self, portrait: Portrait) -> Tensor:
-        """The portrait, [1, 3, S, S] in -1..1."""
-        picture = torch.from_numpy(portrait.picture).to(self.device).permute(2, 0, 1)[None]
-        return picture.float() / 127.5 - 1
 
     def clips(self, video: Video, first: int = 0, motion: Tensor | None = None) -> Iterator[Clip]:
         """The clips from number `first` on, given the motion latents that clip `first - 1` left."""
@@ -262,7 +259,7 @@ class Engine:
             config.diffusion.shared_noise,
             config.diffusion.shared_temperature,
         )
-        conditions = self._conditions(video, planned, motion)
+        conditions = self.conditions.of_clip(video, planned, motion)
         with self._at_work(self.model.backbone):
             predict = ClipDenoiser(
                 self.steps,
@@ -286,58 +283,6 @@ class Engine:
             return latents
         before = motion[:, -1:].to(latents)
         return ease_in(latents, before, config.diffusion.join_frames)
-
-    def _conditions(
-        self, video: Video, planned: PlannedClip, motion: Tensor | None
-    ) -> tuple[Tensor, list[Tensor], Tensor, Gestures]:
-        """Sound, motion frames, speed and gestures of a clip, for `Backbone.prepare_clip`."""
-        config, count = self.config, len(video.branches)
-        speed = constant_speed(
-            video.sampling.speed, config.clip_frames, 2 * config.window + 1, self.device
-        )
-        audio = self._audio(video, planned)
-        with self._at_work(self.model.reference_net):
-            maps = self._motion_features(motion, count)
-        return audio, maps, speed.expand(count, -1, -1), self._gestures(video, planned, count)
-
-    def _gestures(self, video: Video, planned: PlannedClip, count: int) -> Gestures:
-        """Eyelids and head of a clip, the same for every branch."""
-        frames = slice(planned.start, planned.start + self.config.clip_frames)
-        lids = upload(torch.from_numpy(video.lids[frames]), self.device).expand(count, -1)
-        return Gestures(lids, self._head(video, frames) if self.config.unet.told_head else None)
-
-    def _head(self, video: Video, frames: slice) -> Head:
-        """Where the head is in those frames, for every branch; a null portrait stays null."""
-        config, portrait = self.config, video.portrait
-        moves = HeadMoves(*(values[frames] for values in video.head))
-        field = head_flow(moves, portrait.face_box, config.picture_size, config.latent_size)
-        flow = upload(torch.from_numpy(field), self.device)[None]
-        pictures = moved_pictures(self._pixels(portrait), flow)[0]
-        with self._at_work(self.model.autoencoder):
-            latents = self.model.autoencoder.encode(pictures.to(self.dtype))
-        on = torch.tensor([float(branch.reference) for branch in video.branches])
-        moved = upload(on.to(self.dtype), self.device)[:, None, None, None, None] * latents
-        return Head(flow.expand(len(video.branches), -1, -1, -1, -1), moved)
-
-    def _audio(self, video: Video, planned: PlannedClip) -> Tensor:
-        """Windows of audio features [G, F, 2m+1, L*D]; silence of features where audio is null."""
-        reach = self.config.window
-        features = video.features.features(
-            planned.start - reach, planned.start + self.config.clip_frames + reach
-        )
-        audio = windows(features.to(self.dtype), 2 * reach + 1)
-        on = torch.tensor([float(branch.audio) for branch in video.branches], dtype=audio.dtype)
-        on = upload(on, audio.device)
-        return on[:, None, None, None] * audio
-
-    def _motion_features(self, motion: Tensor | None, branches: int) -> list[Tensor]:
-        """Feature maps of the motion frames, the same for every branch; zero maps at first."""
-        if motion is None:
-            like = torch.empty(0, device=self.device, dtype=self.dtype)
-            return self.model.backbone.zero_motion(branches, self.config.latent_size, like)
-        latents = motion.to(self.device, self.dtype)
-        maps = self.model.reference_net.motion_features(latents)
-        return [x.expand(branches, -1, -1, -1, -1) for x in maps]
 
     def decode(self, latents: Tensor, num_frames: int) -> np.ndarray:
         """Latents [1, F, C, H, W] -> uint8 [num_frames, S, S, 3]."""
