@@ -188,8 +188,8 @@ FROM_SCRATCH: dict[str, Any] = {
 }
 MINI_STAGES = {
     "image": dataclasses.replace(IMAGE, steps=600, **FROM_SCRATCH),
-    "video": dataclasses.replace(VIDEO, steps=16_500, **FROM_SCRATCH),
-    "speed": dataclasses.replace(SPEED, steps=1540, **FROM_SCRATCH),
+    "video": dataclasses.replace(VIDEO, steps=18_000, **FROM_SCRATCH),
+    "speed": dataclasses.replace(SPEED, steps=1600, **FROM_SCRATCH),
     "distill": dataclasses.replace(DISTILL, steps=1500, **(FROM_SCRATCH | {"lr": 1e-4})),
 }
 
