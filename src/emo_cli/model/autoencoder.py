@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
 
 
 class HalvingConv(nn.Conv2d):
-    """A 3x3 convolution of the pixel-unshuffled input: [N, W, H, W'] -> [N, C, H / 2, W' / 2].
+    """A 3x3 convolution of pixel-unshuffled maps: [N, width, H, W] -> [N, wider, H / 2, W / 2].
 
     The same as a 6x6 one with stride 2 on the input itself, which needs no unshuffling: on a CPU
     in bf16 that alone took twice the time of the convolution.
@@ -56,9 +56,9 @@ class HalvingConv(nn.Conv2d):
 
 
 class PatchEncoder(nn.Sequential):
-    """[N, 3, H, W] -> [N, C, h, w]; every level halves the size first, by pixel-unshuffle.
+    """[N, 3, H, W] -> [N, C, h, w]; every level begins with a `HalvingConv`.
 
-    So it never works at the full picture size, where the time goes.
+    So none works at the full picture size, where the time would go.
     """
 
     def __init__(self, widths: tuple[int, ...], blocks: tuple[int, ...], channels: int) -> None:
