@@ -21,6 +21,7 @@ FEWEST = 8  # frames to correlate
 BLINK = 0.6  # of the median opening; a blink of GRID's speaker goes down to 0.2 or 0.3
 BLINK_FRAMES = (1, 12)  # from a blink to eyes that are simply shut
 LIPS_MEET = ("b", "p", "m")  # words that begin with these begin with shut lips
+LETTER_M = "m"  # but for its name, at whose end they meet
 # Frames around an onset in which the lips meet, and around the speech in which they get ready.
 ONSET, BEFORE_SPEECH, AFTER_SPEECH = (-2, 3), 4, 6
 CORNERS = (0.5, 0.15)  # the upper left and right of a picture: its share of the height, the width
@@ -110,12 +111,13 @@ def silence_and_speech(mouth: np.ndarray, words: Sequence[Word]) -> tuple[float,
 
 
 def shut_lips(mouth: np.ndarray, words: Sequence[Word]) -> list[float]:
-    """The smallest lip opening about the onset of each word that begins with b, p or m."""
+    """The smallest lip opening about the onset of each word whose first sound is b, p or m."""
     found = []
     for word in spoken(words):
         start = int(word.start)
         around = mouth[max(0, start + ONSET[0]) : start + ONSET[1] + 1]
-        if word.text.startswith(LIPS_MEET) and np.isfinite(around).any():
+        meet = word.text.startswith(LIPS_MEET) and word.text != LETTER_M
+        if meet and np.isfinite(around).any():
             found.append(float(np.nanmin(around)))
     return found
 

@@ -133,6 +133,8 @@ def test_lips_must_meet_only_where_a_word_begins_with_b_p_or_m():
     mouth = np.full(75, 0.2)
     mouth[21], mouth[30] = 0.01, 0.0
     assert shut_lips(mouth, WORDS) == [pytest.approx(0.01)]
+    assert shut_lips(mouth, [Word("m", 20, 30)]) == []  # a letter's name: "em"
+    assert shut_lips(mouth, [Word("me", 20, 30)]) == [pytest.approx(0.01)]
 
 
 def test_the_background_is_the_upper_corners():
