@@ -138,10 +138,7 @@ def test_each_clip_is_told_its_part_of_the_videos_blinks(engine, portrait, sound
 def test_each_clip_is_told_its_part_of_the_heads_path(engine, portrait, sound, tmp_path):
     options = GenerateOptions(**(vars(FEW_STEPS) | {"guidance": 2.0, "seed": 6, "speed": 1.0}))
     video = engine.prepare(portrait, sound, tmp_path, options)
-    told = [
-        engine.conditions.of_clip(video, planned, None).gestures.head
-        for planned in engine_plan(video)
-    ]
+    told = [engine.conditions.gestures(video, planned).head for planned in engine_plan(video)]
     box, speed = video.portrait.face_box, video.sampling.speed
     moves = head_path(36, 6, speed, box, mask_box(video.portrait.mask))
     size = engine.config.picture_size, engine.config.latent_size

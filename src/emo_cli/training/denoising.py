@@ -121,9 +121,11 @@ class DenoisingLoss(nn.Module):
         if options.change_weight:  # the motion frames before the first one have no error
             change = torch.diff(difference, dim=1, prepend=torch.zeros_like(difference[:, :1]))
             seen = error + options.change_weight * change.square().mean(2)
-        more = (options.mouth_weight - 1) * mouth
-        more = more + (options.jaw_weight - 1) * batch["jaw"]
-        more = more + (options.eye_weight - 1) * batch["eyes"]
+        more = (
+            (options.mouth_weight - 1) * mouth
+            + (options.jaw_weight - 1) * batch["jaw"]
+            + (options.eye_weight - 1) * batch["eyes"]
+        )
         weight = 1 + more * (more[0, 0].numel() / WEIGHED_AREA)
         per_clip = (weight * seen).flatten(1).sum(1) / weight.flatten(1).sum(1)  # [B]
         scale = snr_weight(self.alphas[timesteps], self.config.diffusion, self.options.min_snr)

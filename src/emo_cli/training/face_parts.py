@@ -13,7 +13,7 @@ from emo_cli.training.draws import derive_seed
 
 OUTER_LIPS = (61, 37, 0, 267, 291, 314, 17, 84)
 LIP_MARGIN = (0.15, 0.35)  # of the lips' width and height: an open jaw moves what is around them
-# The face's outline from ear to ear below the mouth's corners; the chin is in its middle.
+# The face's outline below the mouth, from one corner of the jaw over the chin to the other.
 JAW = (172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397)
 JAW_MARGIN = 0.1  # of the jaw's height below the lips: the outline itself, and what it uncovers
 EYES = ((33, 133, 159, 145), (263, 362, 386, 374))  # corners and lids
