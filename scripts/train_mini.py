@@ -27,7 +27,8 @@ LARGE_PAGES = {
     "glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456"
 }
 WHOLE = ("--steps", "1640", "--batch", "4", "--lr", "3e-4")
-GUIDANCE = ("--teacher-steps", "8", "--steps", "300")  # learnt, and so free of charge
+# Learnt, and so free of charge.
+GUIDANCE = ("--teacher-steps", "4", "--student-steps", "2", "--steps", "300")
 TINY_TRAIN = ("--steps", "2", "--batch", "2")
 TINY_FILES = 3  # of each kind, one of them held out for validation
 

@@ -19,11 +19,10 @@ from emo_cli.presets import MINI
 from emo_cli.sampler import build_scheduler, denoise, guidance_branches
 from emo_cli.training import loop
 from emo_cli.training.distillation import (
-    STUDENT_STEPS,
     DistillationLoss,
     DistillationTask,
     Teaching,
-    check_teacher_steps,
+    check_steps,
     ddim_step,
     distilled,
     v_that_reaches,
@@ -41,12 +40,12 @@ STAGE = dataclasses.replace(
 )
 
 
-def loss_of(config=SMALL_MINI, guidance=(1.0, 1.0), teacher_steps=40):
+def loss_of(config=SMALL_MINI, guidance=(1.0, 1.0), teacher_steps=40, student_steps=4):
     torch.manual_seed(0)
     model = EmoModel(config)
     randomised(model.backbone, 1)
     randomised(model.reference_net, 2)
-    return DistillationLoss(model, PLAIN, Teaching(*guidance, teacher_steps))
+    return DistillationLoss(model, PLAIN, Teaching(*guidance, teacher_steps, student_steps))
 
 
 def at(*places):
@@ -58,9 +57,9 @@ def at(*places):
 
 @pytest.mark.parametrize("place", [0, 7, 39])
 def test_a_turn_is_a_ddim_step_of_diffusers(place):
-    module = loss_of()
-    teacher = dataclasses.replace(distilled(SMALL_MINI.diffusion), steps=40)
-    scheduler = build_scheduler(teacher, "ddim", 40)
+    even = dataclasses.replace(SMALL_MINI.diffusion, shift=1.0)
+    module = loss_of(dataclasses.replace(SMALL_MINI, diffusion=even))
+    scheduler = build_scheduler(distilled(even, 40), "ddim", 40)
     assert scheduler.timesteps.tolist() == module.grid.tolist()
     z, v = torch.randn(1, 12, 16, 8, 8), torch.randn(1, 12, 16, 8, 8)
     expected = scheduler.step(v, module.grid[place].item(), z).prev_sample
@@ -68,11 +67,11 @@ def test_a_turn_is_a_ddim_step_of_diffusers(place):
     torch.testing.assert_close(ddim_step(z, v, turn), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("steps", [4, 20, 40])
-def test_the_students_own_steps_end_each_segment(steps):
-    scheduler = build_scheduler(distilled(MINI.diffusion), "ddim", STUDENT_STEPS)
-    module = loss_of(teacher_steps=steps)
-    assert module.segment == steps // 4
+@pytest.mark.parametrize(("steps", "student"), [(4, 4), (20, 4), (40, 4), (4, 2), (2, 2), (3, 1)])
+def test_the_students_own_steps_end_each_segment(steps, student):
+    scheduler = build_scheduler(distilled(MINI.diffusion, student), "ddim", student)
+    module = loss_of(teacher_steps=steps, student_steps=student)
+    assert module.segment == steps // student
     assert scheduler.timesteps.tolist() == module.grid[:: module.segment].tolist()
 
 
@@ -128,7 +127,8 @@ def test_a_teacher_of_four_steps_hands_on_what_it_says_itself():
 @pytest.mark.parametrize("steps", [3, 6, 12])
 def test_a_teacher_without_whole_segments_is_refused(steps):
     with pytest.raises(EmoError, match=f"a teacher of {steps}"):
-        check_teacher_steps(steps)
+        check_steps(steps, 4 if steps == 6 else 5)
+    check_steps(steps, 3)
 
 
 @torch.no_grad()
@@ -166,7 +166,7 @@ def test_a_student_is_sampled_as_the_engine_does_it():
     def predict(latents, timesteps, reuse):
         return module._run(module.backbone, latents, timesteps, batch, conditions)
 
-    scheduler = build_scheduler(distilled(SMALL_MINI.diffusion), "ddim", STUDENT_STEPS)
+    scheduler = build_scheduler(distilled(SMALL_MINI.diffusion, 4), "ddim", 4)
     expected = denoise(predict, noise, scheduler, guidance_branches(1, 1), torch.float32)
     torch.testing.assert_close(module.sample(batch, teacher=False), expected, atol=1e-3, rtol=1e-3)
 

@@ -81,10 +81,10 @@ def test_off_can_be_said_against_a_quality():
 
 
 def test_a_distilled_model_is_not_slowed_down_by_fast():
-    diffusion = dataclasses.replace(MINI.diffusion, steps=2)
-    distilled = dataclasses.replace(MINI, diffusion=diffusion)
+    diffusion = dataclasses.replace(FULL.diffusion, steps=4)
+    distilled = dataclasses.replace(FULL, diffusion=diffusion)
     sampling = resolve(GenerateOptions(quality="fast"), distilled)
-    assert sampling.steps == 2 and sampling.cache_interval == 1
+    assert sampling.steps == 4 and sampling.cache_interval == 1
 
 
 @pytest.mark.parametrize(

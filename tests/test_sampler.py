@@ -10,6 +10,7 @@ from emo_cli.errors import EmoError
 from emo_cli.presets import FULL, MINI
 from emo_cli.sampler import (
     Branch,
+    alphas_cumprod,
     build_scheduler,
     clip_generator,
     clip_noise,
@@ -18,9 +19,11 @@ from emo_cli.sampler import (
     guidance_branches,
     guide,
     plan_steps,
+    trailing_timesteps,
 )
 
 SHAPE = (1, 12, 4, 8, 8)
+EVEN = dataclasses.replace(MINI.diffusion, shift=1.0)
 
 
 def knows_the_answer(scheduler, answer, prediction):
@@ -69,16 +72,59 @@ def test_sampling_is_repeatable_with_one_scheduler():
 @pytest.mark.parametrize("steps", [6, 7, 12, 30])
 def test_ddim_refuses_steps_that_do_not_end_exactly(steps):
     with pytest.raises(EmoError, match=f"DDIM cannot take {steps} steps"):
-        build_scheduler(MINI.diffusion, "ddim", steps)
-    assert len(build_scheduler(MINI.diffusion, "unipc", steps).timesteps) == steps
+        build_scheduler(EVEN, "ddim", steps)
+    assert len(build_scheduler(EVEN, "unipc", steps).timesteps) == steps
+    assert len(build_scheduler(MINI.diffusion, "ddim", steps).timesteps) == steps
 
 
 def test_schedule_of_training_and_inference_is_the_configs():
     scheduler = build_scheduler(MINI.diffusion, "ddim", 8)
-    assert scheduler.alphas_cumprod[-1] == 0  # zero-terminal SNR: the last step is pure noise
     assert scheduler.timesteps[0] == 999
+    alphas = alphas_cumprod(MINI.diffusion)
+    assert alphas[-1] == 0  # zero-terminal SNR: the last step is pure noise
+    torch.testing.assert_close(scheduler.alphas_cumprod, alphas, atol=1e-7, rtol=0)
     plain = dataclasses.replace(MINI.diffusion, zero_terminal_snr=False)
-    assert build_scheduler(plain, "ddim", 8).alphas_cumprod[-1] > 0
+    assert alphas_cumprod(plain)[-1] > 0
+
+
+# --------------------------------------------------------------------------- shifted timesteps
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 40])
+def test_even_timesteps_are_those_of_diffusers(steps):
+    scheduler = build_scheduler(EVEN, "ddim", steps)
+    assert trailing_timesteps(steps) == scheduler.timesteps.tolist()
+
+
+def test_shifted_timesteps_lie_nearer_to_noise():
+    assert trailing_timesteps(2, 3.0) == [999, 749]
+    assert trailing_timesteps(4, 3.0) == [999, 899, 749, 499]
+    for solver in ("ddim", "dpm++"):
+        scheduler = build_scheduler(MINI.diffusion, solver, 4)
+        assert scheduler.timesteps.tolist() == [999, 899, 749, 499]
+
+
+def test_ddim_with_shifted_timesteps_is_ddim():
+    """As angles have it: from a to b, z_b = cos(a - b) z_a - sin(a - b) v."""
+    scheduler = build_scheduler(MINI.diffusion, "ddim", 3)
+    noise, outputs = torch.randn(SHAPE), [torch.randn(SHAPE) for _ in range(3)]
+    alphas = alphas_cumprod(MINI.diffusion)[scheduler.timesteps]
+    angles = [*torch.atan2((1 - alphas).sqrt(), alphas.sqrt()), torch.tensor(0.0)]
+    expected = noise
+    for index, v in enumerate(outputs):
+        turn = angles[index] - angles[index + 1]
+        expected = turn.cos() * expected - turn.sin() * v
+    says = iter(outputs)
+    result = denoise(
+        lambda *_: next(says), noise, scheduler, guidance_branches(1, 1), torch.float32
+    )
+    torch.testing.assert_close(result, expected, atol=2e-3, rtol=1e-3)
+
+
+def test_more_steps_than_shifted_timesteps_are_refused():
+    assert len(build_scheduler(MINI.diffusion, "ddim", 333).timesteps) == 333
+    with pytest.raises(EmoError, match="cannot take 400 steps"):
+        build_scheduler(MINI.diffusion, "ddim", 400)
 
 
 def test_guidance_one_needs_one_forward_and_equal_scales_two():
@@ -164,7 +210,7 @@ def test_deep_features_are_made_anew_where_guidance_begins():
 
 
 def test_outside_of_the_interval_one_branch_runs_and_decides_alone():
-    scheduler, seen = build_scheduler(MINI.diffusion, "ddim", 5), []
+    scheduler, seen = build_scheduler(EVEN, "ddim", 5), []
 
     def predict(latents, timesteps, reuse):
         seen.append((timesteps[0].item(), len(latents)))

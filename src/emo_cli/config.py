@@ -112,6 +112,7 @@ class DiffusionConfig:
     beta_end: float
     zero_terminal_snr: bool
     spacing: Literal["leading", "trailing"]
+    shift: float  # of the timesteps towards noise; 1: they are even (`sampler.trailing_timesteps`)
     shared_noise: float  # share of the noise variance common to all frames of a clip
     shared_temperature: float  # std of that shared noise when sampling; below 1: clips differ less
     join_frames: int  # of a clip, over which half of the step from the motion frames fades; 0: none

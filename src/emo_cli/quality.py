@@ -37,7 +37,7 @@ TABLE: dict[tuple[Layout, Quality], Preset] = {
     ("full", "fast"): Preset(solver="dpm++", steps=10, guidance=1.0, cache_interval=2),
     ("mini", "paper"): Preset(solver="ddim", steps=40),
     ("mini", "balanced"): Preset(solver="ddim", steps=10),
-    ("mini", "fast"): Preset(solver="ddim", steps=2, guidance=1.0),
+    ("mini", "fast"): Preset(solver="ddim", steps=1, guidance=1.0),
 }
 # Layers at the end of the way up that run even where deep features are reused. DeepCache's own
 # choice for SD 1.5 is the last one alone.

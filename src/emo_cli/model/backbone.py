@@ -25,7 +25,7 @@ from emo_cli.model.spatial import BackboneBlock, BackboneTransformer, KeysValues
 from emo_cli.model.speed import SpeedEncoder
 from emo_cli.model.temporal import TemporalModule, TemporalState
 from emo_cli.model.unet import MIDDLE, Layers, UNet, Visit
-from emo_cli.sampler import TRAIN_STEPS, build_scheduler
+from emo_cli.sampler import alphas_cumprod
 
 GATE_SCALE = 8.0  # a gate learns slowly at a learning rate that suits the rest
 
@@ -260,8 +260,7 @@ class CopyGate(nn.Module):
 
     def alphas(self, device: torch.device) -> Tensor:
         """Cumulative alphas of all timesteps, fp32, once a video: a step copies nothing over."""
-        scheduler = build_scheduler(self.diffusion, "ddim", TRAIN_STEPS)
-        return scheduler.alphas_cumprod.to(device)
+        return alphas_cumprod(self.diffusion).to(device)
 
     def forward(self, x: Tensor, latents: Tensor, alpha: Tensor, portrait: Tensor) -> Tensor:
         """v [B, F, C, H, W] of a Backbone's v and gate [B, F, C + 1, H, W].

@@ -18,7 +18,7 @@ from emo_cli.head_flow import moved_pictures
 from emo_cli.model.backbone import Backbone, ClipState, Gestures, Head, VideoState
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.layers import fold_frames, unfold_frames
-from emo_cli.sampler import build_scheduler
+from emo_cli.sampler import alphas_cumprod, build_scheduler
 from emo_cli.training.draws import FIRST_CLIP, derive_seed, sample_noise, sample_uniform
 
 # Weights of a face's parts are for windows of 16x16; in a larger picture they count for as much.
@@ -77,8 +77,7 @@ class DenoisingLoss(nn.Module):
         self.backbone = model.backbone
         # In a list: frozen, not saved and not averaged with what trains.
         self.frozen = [model.autoencoder]
-        scheduler = build_scheduler(diffusion, "ddim", 1000)
-        self.register_buffer("alphas", scheduler.alphas_cumprod.clone(), persistent=False)
+        self.register_buffer("alphas", alphas_cumprod(diffusion), persistent=False)
         few = build_scheduler(diffusion, diffusion.solver, diffusion.steps)
         self.sampled = few.timesteps.tolist()
 

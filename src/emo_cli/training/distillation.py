@@ -1,11 +1,11 @@
-"""Few-step distillation: a student that makes in 4 unguided steps what its teacher makes in more.
+"""Few-step distillation: a student makes in few unguided steps what its teacher makes in more.
 
 After "Multistep Consistency Models" (Heek, Hoogeboom, Salimans 2024): the trajectory is cut into as
 many segments as the student will take steps; from anywhere in a segment the student learns to
 reach its end in one DDIM step. The student starts as the teacher; its target is, as in
 "Consistency Models" (Song et al. 2023), a moving average of itself, one teacher step further on.
-Sampling needs nothing new: trailing DDIM with as many steps. A teacher of 4 steps too hands on its
-guidance alone, as in "On Distillation of Guided Diffusion Models" (Meng et al. 2023).
+Sampling needs nothing new: trailing DDIM with as many steps. A teacher of no more steps hands on
+its guidance alone, as in "On Distillation of Guided Diffusion Models" (Meng et al. 2023).
 
 Everything is computed with angles: a noisy latent is cos(a) x + sin(a) noise, and a DDIM step from
 angle a to b is z_b = cos(a - b) z_a - sin(a - b) v. No vanishing signal or noise is divided by.
@@ -27,14 +27,13 @@ from emo_cli.config import DiffusionConfig
 from emo_cli.errors import EmoError
 from emo_cli.model.backbone import Backbone
 from emo_cli.model.emo_model import EmoModel
-from emo_cli.sampler import TRAIN_STEPS, guidance_branches
+from emo_cli.sampler import guidance_branches, trailing_timesteps
 from emo_cli.training.clip_samples import ClipSamples
 from emo_cli.training.denoising import Conditions, DenoisingLoss, DenoisingOptions
 from emo_cli.training.denoising_stage import DenoisingTask
 from emo_cli.training.draws import derive_seed
 from emo_cli.training.stages import Stage
 
-STUDENT_STEPS = 4
 TARGET_DECAY = 0.95  # of the moving average, a forward
 COMPARED_CLIPS = 2  # held-out ones that are sampled to the end, by both
 
@@ -44,26 +43,27 @@ class Teaching(NamedTuple):
 
     guidance: float  # of reference and sound; 1 is none
     audio_guidance: float  # of the sound alone
-    steps: int = 40  # divides 1000, and is divided by the student's: segments end on its grid
+    steps: int = 40
+    student_steps: int = 4  # divides the teacher's: segments end on its grid
 
 
-def check_teacher_steps(steps: int) -> None:
-    """Raises: EmoError when a teacher of so many steps has no whole segments."""
-    if steps % STUDENT_STEPS or TRAIN_STEPS % steps:
+def check_steps(teacher: int, student: int) -> None:
+    """Raises: EmoError when a teacher of so many steps has no whole segments for its student."""
+    if teacher % student:
         raise EmoError(
-            f"a student of {STUDENT_STEPS} steps cannot learn from a teacher of {steps}",
-            f"Take a number that {STUDENT_STEPS} divides and that divides {TRAIN_STEPS}: 4, 8, 40.",
+            f"a student of {student} steps cannot learn from a teacher of {teacher}",
+            f"Take a multiple of {student}, as --teacher-steps {10 * student}.",
             exit_code=2,
         )
 
 
-def distilled(diffusion: DiffusionConfig) -> DiffusionConfig:
-    """What a student is sampled with: `STUDENT_STEPS` trailing DDIM steps without guidance."""
+def distilled(diffusion: DiffusionConfig, steps: int) -> DiffusionConfig:
+    """What a student is sampled with: trailing DDIM steps without guidance."""
     return dataclasses.replace(
         diffusion,
         solver="ddim",
         spacing="trailing",
-        steps=STUDENT_STEPS,
+        steps=steps,
         guidance=1.0,
         audio_guidance=1.0,
     )
@@ -90,12 +90,12 @@ class DistillationLoss(DenoisingLoss):
     def __init__(self, model: EmoModel, options: DenoisingOptions, teaching: Teaching) -> None:
         super().__init__(model, options)
         self.teaching = teaching
-        self.segment = teaching.steps // STUDENT_STEPS  # teacher's steps in one of the student's
+        self.segment = teaching.steps // teaching.student_steps  # teacher's steps in a student's
         self.target = copy.deepcopy(model.backbone).requires_grad_(False)
         # In a list, as the autoencoder: neither saved nor averaged.
         self.teacher = [copy.deepcopy(model.backbone).requires_grad_(False)]
-        # As trailing DDIM has it.
-        grid = TRAIN_STEPS - 1 - TRAIN_STEPS // teaching.steps * torch.arange(teaching.steps)
+        shift = model.config.diffusion.shift
+        grid = torch.tensor(trailing_timesteps(teaching.steps, shift))
         alphas = self.alphas[grid]
         angles = torch.atan2((1 - alphas).sqrt(), alphas.sqrt())
         self.register_buffer("grid", grid, persistent=False)
@@ -211,7 +211,7 @@ def without(conditions: Conditions, *, reference: bool, audio: bool) -> Conditio
 
 
 class DistillationTask(DenoisingTask):
-    """What the stage `distill` brings to the loop; its result samples in `STUDENT_STEPS`."""
+    """What the stage `distill` brings to the loop; its result samples in the student's steps."""
 
     module: DistillationLoss
 
@@ -227,7 +227,8 @@ class DistillationTask(DenoisingTask):
     ) -> None:
         diffusion = model.config.diffusion
         teaching = teaching or Teaching(diffusion.guidance, diffusion.audio_guidance)
-        model.config = dataclasses.replace(model.config, diffusion=distilled(diffusion))
+        diffusion = distilled(diffusion, teaching.student_steps)
+        model.config = dataclasses.replace(model.config, diffusion=diffusion)
         super().__init__(model, stage, options, samples, validation, inits)
         self.module = DistillationLoss(model, options, teaching)
         self.teachers: Tensor | None = None  # what the teacher made of the compared clips

@@ -43,8 +43,11 @@ def distill_command(
         typer.Option(min=0, help="Of the sound alone. [--guidance, else the preset's]"),
     ] = None,
     teacher_steps: Annotated[
-        int, typer.Option(min=4, help="Of the teacher; 4: the student learns its guidance alone.")
+        int, typer.Option(min=1, help="Of the teacher; a multiple of the student's.")
     ] = 40,
+    student_steps: Annotated[
+        int, typer.Option(min=1, help="Of the student; as many: it learns the guidance alone.")
+    ] = 4,
     steps: Steps = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Clips per step.")] = None,
     lr: LearningRate = None,
@@ -57,14 +60,14 @@ def distill_command(
     threads: Threads = None,
     preview: Preview = True,
 ) -> None:
-    """Teach a model to do with 4 unguided steps what it does with more."""
-    from emo_cli.training.distillation import Teaching, check_teacher_steps
+    """Teach a model to do with few unguided steps what it does with more."""
+    from emo_cli.training.distillation import Teaching, check_steps
     from emo_cli.training.stages import RunOptions, stage_row, with_options
     from emo_cli.training.variation import AS_IT_IS
 
     config = model_config(model)
     check_precision_of_stage(precision)
-    check_teacher_steps(teacher_steps)
+    check_steps(teacher_steps, student_steps)
     stage = with_options(stage_row("distill", config.name), steps=steps, batch=batch, lr=lr)
     options = RunOptions(
         out=out,
@@ -80,5 +83,5 @@ def distill_command(
     reference = usual.guidance if guidance is None else guidance
     audio = audio_guidance if audio_guidance is not None else guidance
     heard = usual.audio_guidance if audio is None else audio
-    teaching = Teaching(reference, heard, teacher_steps)
+    teaching = Teaching(reference, heard, teacher_steps, student_steps)
     typer.echo(run_stage(stage, options, config, sources, preview=preview, teaching=teaching))
