@@ -200,7 +200,7 @@ def test_no_face_names_the_way_out_and_a_face_index_is_checked(work, small_model
     [
         ["--speed", "5"],
         ["--face-region", "banana"],
-        ["--steps", "7"],
+        ["--steps", "400"],
         ["--solver", "euler"],
         ["--dtype", "int3"],
         ["--device", "toaster"],

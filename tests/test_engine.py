@@ -62,7 +62,7 @@ def test_same_seed_gives_the_same_video_and_another_seed_another(engine, portrai
 
 
 @pytest.mark.parametrize(
-    "change", [{"speed": 1.9}, {"face_region": "all"}, {"guidance": 3.0}, {"solver": "dpm++"}]
+    "change", [{"speed": 1.9}, {"face_region": "all"}, {"guidance": 3.0}, {"solver": "unipc"}]
 )
 def test_each_option_changes_the_picture(engine, portrait, sound, frames, change):
     assert not np.array_equal(frames_of(engine, portrait, sound, **change), frames)

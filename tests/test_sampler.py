@@ -121,6 +121,18 @@ def test_ddim_with_shifted_timesteps_is_ddim():
     torch.testing.assert_close(result, expected, atol=2e-3, rtol=1e-3)
 
 
+def test_three_steps_of_dpm_differ_from_ddim_and_two_do_not():
+    """Its first and its last step are of first order."""
+
+    def run(solver, steps):
+        scheduler = build_scheduler(MINI.diffusion, solver, steps)
+        branches = guidance_branches(1, 1)
+        return denoise(lambda x, *_: x.sin(), torch.ones(SHAPE), scheduler, branches, torch.float32)
+
+    assert torch.equal(run("ddim", 2), run("dpm++", 2))
+    assert not torch.allclose(run("ddim", 3), run("dpm++", 3), atol=1e-3)
+
+
 def test_more_steps_than_shifted_timesteps_are_refused():
     assert len(build_scheduler(MINI.diffusion, "ddim", 333).timesteps) == 333
     with pytest.raises(EmoError, match="cannot take 400 steps"):
