@@ -15,7 +15,7 @@ from emo_cli.errors import EmoError
 from emo_cli.files import sha256_of
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.load import load_parts
-from emo_cli.presets import MINI
+from emo_cli.presets import FULL, MINI
 from emo_cli.sampler import build_scheduler, denoise, guidance_branches
 from emo_cli.training import loop
 from emo_cli.training.distillation import (
@@ -124,11 +124,19 @@ def test_a_teacher_of_four_steps_hands_on_what_it_says_itself():
     assert not torch.allclose(theirs, ours)  # four steps each: only the guidance differs
 
 
-@pytest.mark.parametrize("steps", [3, 6, 12])
-def test_a_teacher_without_whole_segments_is_refused(steps):
-    with pytest.raises(EmoError, match=f"a teacher of {steps}"):
-        check_steps(steps, 4 if steps == 6 else 5)
-    check_steps(steps, 3)
+@pytest.mark.parametrize(
+    ("teacher", "student", "config", "message"),
+    [
+        (6, 4, MINI, "a student of 4 steps cannot learn from a teacher of 6"),
+        (6, 3, FULL, "cannot take 6 steps"),  # even ones have to divide 1000
+        (400, 4, MINI, "cannot take 400 steps"),  # shifted ones would fall together
+    ],
+)
+def test_steps_that_cannot_be_taught_are_refused(teacher, student, config, message):
+    with pytest.raises(EmoError, match=message):
+        check_steps(teacher, student, config.diffusion)
+    check_steps(6, 3, MINI.diffusion)
+    check_steps(8, 4, FULL.diffusion)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from emo_cli.config import DiffusionConfig
 from emo_cli.errors import EmoError
 from emo_cli.model.backbone import Backbone
 from emo_cli.model.emo_model import EmoModel
-from emo_cli.sampler import guidance_branches, trailing_timesteps
+from emo_cli.sampler import build_scheduler, guidance_branches, trailing_timesteps
 from emo_cli.training.clip_samples import ClipSamples
 from emo_cli.training.denoising import Conditions, DenoisingLoss, DenoisingOptions
 from emo_cli.training.denoising_stage import DenoisingTask
@@ -47,14 +47,18 @@ class Teaching(NamedTuple):
     student_steps: int = 4  # divides the teacher's: segments end on its grid
 
 
-def check_steps(teacher: int, student: int) -> None:
-    """Raises: EmoError when a teacher of so many steps has no whole segments for its student."""
+def check_steps(teacher: int, student: int, diffusion: DiffusionConfig) -> None:
+    """Raises: EmoError when a teacher of so many steps has no whole segments for its student, or
+    when DDIM cannot take as many."""
+    hint = "Take --student-steps 1, 2 or 4, and a multiple of it as --teacher-steps: 4, 8, 40."
     if teacher % student:
-        raise EmoError(
-            f"a student of {student} steps cannot learn from a teacher of {teacher}",
-            f"Take a multiple of {student}, as --teacher-steps {10 * student}.",
-            exit_code=2,
-        )
+        problem = f"a student of {student} steps cannot learn from a teacher of {teacher}"
+        raise EmoError(problem, hint, exit_code=2)
+    for steps in (teacher, student):
+        try:
+            build_scheduler(distilled(diffusion, steps), "ddim", steps)
+        except EmoError as error:
+            raise EmoError(str(error), hint, exit_code=2) from error
 
 
 def distilled(diffusion: DiffusionConfig, steps: int) -> DiffusionConfig:

@@ -67,7 +67,7 @@ def distill_command(
 
     config = model_config(model)
     check_precision_of_stage(precision)
-    check_steps(teacher_steps, student_steps)
+    check_steps(teacher_steps, student_steps, config.diffusion)
     stage = with_options(stage_row("distill", config.name), steps=steps, batch=batch, lr=lr)
     options = RunOptions(
         out=out,
