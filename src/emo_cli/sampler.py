@@ -116,19 +116,7 @@ def build_scheduler(config: DiffusionConfig, solver: Solver, steps: int) -> Any:
     if not 1 <= steps <= TRAIN_STEPS:
         raise EmoError(f"cannot take {steps} steps", "--steps is 1 to 1000.", exit_code=2)
     common = _schedule(config)
-    if config.shift != 1 and solver != "unipc":
-        timesteps = trailing_timesteps(steps, config.shift)
-        if len(set(timesteps)) < steps:
-            most = int(TRAIN_STEPS / config.shift)
-            raise EmoError(f"cannot take {steps} steps", f"--steps is 1 to {most}.", exit_code=2)
-        # Of first order it is DDIM (Lu et al. 2022, sec. 4), and takes any timesteps.
-        order = 1 if solver == "ddim" else 2
-        scheduler = diffusers.DPMSolverMultistepScheduler(
-            **common, algorithm_type="dpmsolver++", solver_order=order, lower_order_final=True
-        )
-        scheduler.set_timesteps(timesteps=timesteps)
-        return scheduler
-    if solver == "ddim":
+    if solver == "ddim" and config.shift == 1:
         if TRAIN_STEPS % steps:
             # diffusers steps by 1000 // steps, so other numbers do not end at a clean picture.
             fits = [n for n in range(1, TRAIN_STEPS + 1) if TRAIN_STEPS % n == 0]
@@ -142,14 +130,27 @@ def build_scheduler(config: DiffusionConfig, solver: Solver, steps: int) -> Any:
         # Leading steps end at timestep 1, as SD 1.5 was published; trailing ones at the picture.
         to_one = config.spacing == "trailing"
         scheduler = diffusers.DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=to_one)
-    elif solver == "dpm++":
-        scheduler = diffusers.DPMSolverMultistepScheduler(
-            **common, algorithm_type="dpmsolver++", lower_order_final=True
-        )
-    else:
+    elif solver == "unipc":
         scheduler = diffusers.UniPCMultistepScheduler(**common, lower_order_final=True)
+    else:
+        # Of first order it is DDIM (Lu et al. 2022, sec. 4), and takes any timesteps.
+        order = 1 if solver == "ddim" else 2
+        scheduler = diffusers.DPMSolverMultistepScheduler(
+            **common, algorithm_type="dpmsolver++", solver_order=order, lower_order_final=True
+        )
+        if config.shift != 1:
+            scheduler.set_timesteps(timesteps=_shifted(steps, config.shift))
+            return scheduler
     scheduler.set_timesteps(steps)
     return scheduler
+
+
+def _shifted(steps: int, shift: float) -> list[int]:
+    timesteps = trailing_timesteps(steps, shift)
+    if len(set(timesteps)) < steps:
+        most = int(TRAIN_STEPS / shift)
+        raise EmoError(f"cannot take {steps} steps", f"--steps is 1 to {most}.", exit_code=2)
+    return timesteps
 
 
 def _schedule(config: DiffusionConfig) -> dict[str, Any]:
