@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from emo_cli import __version__
 from emo_cli.config import ModelConfig
 from emo_cli.device import choose_device, choose_dtype
-from emo_cli.model.backbone import Backbone, Gestures, Head
+from emo_cli.model.backbone import Backbone
+from emo_cli.model.gestures import Gestures, Head
 from emo_cli.model.reference_net import ReferenceNet
 from emo_cli.presets import PRESETS
 

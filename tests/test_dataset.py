@@ -18,8 +18,9 @@ from made_video import SIZE, numbered_frames, read_number
 from torch.utils.data import DataLoader
 
 from emo_cli.errors import EmoError
-from emo_cli.training.dataset import ClipDataset, Needs, union_mask
+from emo_cli.training.dataset import ClipDataset, Needs
 from emo_cli.training.draws import Draw
+from emo_cli.training.face_parts import union_mask
 from emo_cli.training.precompute import add_latents, add_sound_features
 from emo_cli.training.samples import (
     Labels,

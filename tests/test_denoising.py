@@ -7,8 +7,8 @@ import torch
 from small_models import SMALL_FULL, SMALL_MINI, randomised
 
 from emo_cli.head_flow import moved_pictures
-from emo_cli.model.backbone import Gestures, Head
 from emo_cli.model.emo_model import EmoModel, part_of
+from emo_cli.model.gestures import Gestures, Head
 from emo_cli.presets import FULL, MINI
 from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, cut_window, snr_weight
 from emo_cli.training.denoising_stage import loss_options, within_reach

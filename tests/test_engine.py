@@ -20,7 +20,7 @@ from emo_cli.errors import EmoError
 from emo_cli.files import sha256_of
 from emo_cli.head_flow import head_flow, moved_pictures
 from emo_cli.head_path import head_path
-from emo_cli.model.backbone import Gestures, Head
+from emo_cli.model.gestures import Gestures, Head
 from emo_cli.model.load import SUMS, load_model
 from emo_cli.portrait import mask_box
 from emo_cli.quality import resolve

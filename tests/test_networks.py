@@ -11,8 +11,8 @@ from torch import nn
 
 from emo_cli.errors import EmoError
 from emo_cli.model import layers, pretrained
-from emo_cli.model.backbone import GATE_SCALE, Backbone, Gestures, Head, VideoState
-from emo_cli.model.eyelids import EyelidEmbedding
+from emo_cli.model.backbone import GATE_SCALE, Backbone, VideoState
+from emo_cli.model.gestures import EyelidEmbedding, Gestures, Head
 from emo_cli.model.layers import (
     FeedForward,
     GroupNorm,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from emo_cli.device import upload
 from emo_cli.head_flow import HeadMoves, head_flow, moved_pictures
-from emo_cli.model.backbone import Gestures, Head
 from emo_cli.model.emo_model import EmoModel
+from emo_cli.model.gestures import Gestures, Head
 
 if TYPE_CHECKING:
     from emo_cli.clips import PlannedClip

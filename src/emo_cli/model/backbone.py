@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from emo_cli.config import DiffusionConfig, ModelConfig
 from emo_cli.model.audio_layers import AudioProjector
-from emo_cli.model.eyelids import EyelidEmbedding
 from emo_cli.model.face_locator import FaceLocator
+from emo_cli.model.gestures import EyelidEmbedding, Gestures, Head
 from emo_cli.model.layers import Folded, GroupNorm, fold_frames, unfold_frames
 from emo_cli.model.reference_net import has_spatial, has_temporal
 from emo_cli.model.spatial import BackboneBlock, BackboneTransformer, KeysValues
@@ -43,20 +43,6 @@ class VideoState(NamedTuple):
         portrait = None if self.portrait is None else self.portrait[:1]
         keys_values = [(k[:1], v[:1]) for k, v in self.reference]
         return self._replace(reference=keys_values, face=self.face[:1], portrait=portrait)
-
-
-class Head(NamedTuple):
-    """Where the head of each frame is, for a model that is told."""
-
-    flow: Tensor  # [B, F, 2, H, W], `head_flow.py`'s field
-    moved: Tensor  # [B, F, C, H, W], latents of the portrait moved by it
-
-
-class Gestures(NamedTuple):
-    """What a model may be told of each frame, beside EMO's conditions."""
-
-    lids: Tensor  # [B, F], 0 open .. 1 shut
-    head: Head | None
 
 
 class ClipState(NamedTuple):

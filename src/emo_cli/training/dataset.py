@@ -18,9 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 from emo_cli.errors import EmoError
-from emo_cli.portrait import GROWTH
 from emo_cli.training.draws import Draw, begins_video, derive_seed
-from emo_cli.training.face_parts import LIDS_MOVE, blink_frames, held_lids, lids_shut
+from emo_cli.training.face_parts import (
+    LIDS_MOVE,
+    blink_frames,
+    held_lids,
+    lids_shut,
+    start_at_blink,
+    union_mask,
+)
 from emo_cli.training.samples import (
     Labels,
     Split,
@@ -123,7 +129,7 @@ class ClipDataset:
         start = int(rng.integers(total - needs.num_frames + 1))
         labels = self._labels(row)
         if derive_seed(drawn.seed, "blink?") / 2**63 < needs.blinks:
-            start = self._start_at_blink(labels, start, drawn.seed)
+            start = start_at_blink(labels.landmarks, needs.num_frames, start, drawn.seed)
         chosen = np.arange(start, start + needs.num_frames)
         reference = another_frame(rng, total, start, needs.num_frames)
         if self.variation.references:
@@ -234,16 +240,6 @@ class ClipDataset:
             opening=labels.opening,
         )
 
-    def _start_at_blink(self, labels: Labels, start: int, seed: int) -> int:
-        """Where a sample begins so that eyes shut in it; `start` where the clip has no blink."""
-        needs = self.needs
-        shut = blink_frames(labels.landmarks)
-        if len(shut) == 0:
-            return start
-        blink = int(shut[derive_seed(seed, "which blink") % len(shut)])
-        into = derive_seed(seed, "blink at") % needs.num_frames
-        return min(max(blink - into, 0), labels.num_frames - needs.num_frames)
-
     def _hold_lids(
         self, sample: dict[str, Tensor], labels: Labels, latents: Tensor, start: int, seed: int
     ) -> None:
@@ -302,16 +298,3 @@ class ClipDataset:
         if not self._clips.has(row, "flac"):
             return torch.zeros(len(around), self._features.width, dtype=torch.float16)
         return self._features.read(row)[around]
-
-
-def union_mask(boxes: np.ndarray, size: int) -> np.ndarray:
-    """Where the face may be: the union of boxes [T, 4], grown as `--face-region box` grows one.
-
-    float32 [S, S], 0 or 1; a pixel counts by its centre, as in `portrait.py`.
-    """
-    (x0, y0), (x1, y1) = boxes[:, :2].min(0), boxes[:, 2:].max(0)
-    grow_x, grow_y = ((x1 - x0) * GROWTH["box"][0], (y1 - y0) * GROWTH["box"][1])
-    centres = np.arange(size) + 0.5
-    inside_x = (centres >= x0 - grow_x) & (centres < x1 + grow_x)
-    inside_y = (centres >= y0 - grow_y) & (centres < y1 + grow_y)
-    return np.outer(inside_y, inside_x).astype(np.float32)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from emo_cli.conditions import windows
 from emo_cli.config import DiffusionConfig, ModelConfig
 from emo_cli.head_flow import moved_pictures
-from emo_cli.model.backbone import Backbone, ClipState, Gestures, Head, VideoState
+from emo_cli.model.backbone import Backbone, ClipState, VideoState
 from emo_cli.model.emo_model import EmoModel
+from emo_cli.model.gestures import Gestures, Head
 from emo_cli.model.layers import fold_frames, unfold_frames
 from emo_cli.sampler import alphas_cumprod, build_scheduler
 from emo_cli.training.draws import FIRST_CLIP, derive_seed, sample_noise, sample_uniform

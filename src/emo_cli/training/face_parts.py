@@ -1,4 +1,4 @@
-"""Where a talking face is looked at: mouth, jaw and eyes, as weights of a loss in the latents.
+"""Where a face may be, and where people look at it: mouth, jaw and eyes, as weights of a loss.
 
 Shapes: F frames, V = 478 landmarks of MediaPipe, H W latent size; coordinates are pixels.
 """
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emo_cli.portrait import GROWTH
 from emo_cli.training.draws import derive_seed
 
 OUTER_LIPS = (61, 37, 0, 267, 291, 314, 17, 84)
@@ -63,6 +64,16 @@ def blink_frames(landmarks: np.ndarray) -> np.ndarray:
     return np.flatnonzero(lids_shut(torch.from_numpy(landmarks)).numpy() > 0.5)
 
 
+def start_at_blink(landmarks: np.ndarray, num_frames: int, start: int, seed: int) -> int:
+    """Where a sample of a clip begins so that eyes shut in it; `start` where none ever do."""
+    shut = blink_frames(landmarks)
+    if len(shut) == 0:
+        return start
+    blink = int(shut[derive_seed(seed, "which blink") % len(shut)])
+    into = derive_seed(seed, "blink at") % num_frames
+    return min(max(blink - into, 0), len(landmarks) - num_frames)
+
+
 def held_lids(latents: Tensor, landmarks: Tensor, blink: Tensor, size: int, seed: int) -> Tensor:
     """Latents [F, C, H, W] whose eyes are drawn towards those of a `blink` [C, H, W].
 
@@ -86,6 +97,19 @@ def box_share(boxes: Tensor, size: int, latent_size: int) -> Tensor:
 
     across, down = overlap(boxes[:, 0], boxes[:, 2]), overlap(boxes[:, 1], boxes[:, 3])
     return down[:, :, None] * across[:, None, :]
+
+
+def union_mask(boxes: np.ndarray, size: int) -> np.ndarray:
+    """Where the face may be: the union of boxes [T, 4], grown as `--face-region box` grows one.
+
+    float32 [S, S], 0 or 1; a pixel counts by its centre, as in `portrait.py`.
+    """
+    (x0, y0), (x1, y1) = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+    grow_x, grow_y = ((x1 - x0) * GROWTH["box"][0], (y1 - y0) * GROWTH["box"][1])
+    centres = np.arange(size) + 0.5
+    inside_x = (centres >= x0 - grow_x) & (centres < x1 + grow_x)
+    inside_y = (centres >= y0 - grow_y) & (centres < y1 + grow_y)
+    return np.outer(inside_y, inside_x).astype(np.float32)
 
 
 def _mouth_box(points: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from emo_cli.engine import Engine
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.portrait import Portrait
 from emo_cli.sound import SAMPLE_RATE_HZ, Sound
-from emo_cli.training.dataset import ClipDataset, union_mask
+from emo_cli.training.dataset import ClipDataset
+from emo_cli.training.face_parts import union_mask
 
 NUM_EXAMPLES = 2
 ROUNDS = 2  # of the Engine: the second shows how clips join
