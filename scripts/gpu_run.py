@@ -1,12 +1,13 @@
 """Train on a rented GPU from what `pack_gpu_run.py` packed; needs no network there.
 
-    python scripts/gpu_run.py gpu_run.pack --out OUT --plan image:2 video:6 --minutes 9
+    python scripts/gpu_run.py gpu_run.pack --out OUT --plan video:6 speed:1 distill:2 --minutes 9
 
 Unpacks into a dataset of latents, trains each stage of the plan for its share of the minutes (the
 number of steps is timed first, so that the rate's decay comes to its end), and puts into OUT, after
 every minute, files of at most 15 MiB:
 
-    ema-N.tar  averaged weights, fp16    raw-N.tar  the weights themselves    metrics.jsonl, preview
+    ema-N.tar  averaged weights, fp16       raw-N.tar  the weights themselves, before `distill`
+    STAGE-metrics.jsonl                     preview.png
 
 At home: `tar xf` all ema-*.tar into RESULT, then `emo train pack mini-folder RESULT --out MODEL`.
 Python, PyTorch, NumPy, safetensors and OpenCV must be there, accelerate, transformers, typer, rich
@@ -31,6 +32,7 @@ STARTED = time.monotonic()
 FILE_BYTES = 15 << 20
 WARM = 0.4  # of the trial's steps come before the clock
 SAVE_S = 60
+TAUGHT_STEPS = (4, 2)  # of the teacher and of the student, as in train_mini.py
 HELD_BACK = 0.9  # of the time is planned for steps: saving and measuring need the rest
 
 
@@ -58,14 +60,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "gpu_run")
     parser.add_argument("--init", type=Path, help="model folder to start from [the embedded one]")
-    parser.add_argument("--plan", nargs="+", default=["image:1", "video:3"])
+    parser.add_argument("--plan", nargs="+", default=["video:6", "speed:1", "distill:2"])
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--window", type=int)
     parser.add_argument("--variants", type=int, default=2, help="looks of each training clip")
     parser.add_argument("--steps", type=int, default=10**9, help="of each stage, at most")
-    parser.add_argument("--trial", type=int, default=40, help="steps to time")
+    parser.add_argument("--trial", type=int, default=40, help="steps to time, at least 3")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--workers", type=int, default=14)
@@ -95,10 +97,15 @@ def train(options: argparse.Namespace, name: str, data: Path, init: Path, until:
     """One stage until `until`; returns the model's folder."""
     from emo_cli.presets import PRESETS
     from emo_cli.training.denoising_command import Sources, run_stage
+    from emo_cli.training.distillation import Teaching
     from emo_cli.training.stages import RunOptions, stage_row, with_options
     from emo_cli.training.variation import Variation
 
-    row = with_options(stage_row(name, "mini"), batch=options.batch, lr=options.lr)
+    config = PRESETS["mini"]
+    guidance = config.diffusion.guidance, config.diffusion.audio_guidance
+    teaching = Teaching(*guidance, *TAUGHT_STEPS) if name == "distill" else None
+    lr = None if name == "distill" else options.lr  # a student begins as what it is to become
+    row = with_options(stage_row(name, "mini"), batch=options.batch, lr=lr)
     sources = Sources(
         data=[str(data)],
         inits=[init],
@@ -114,9 +121,10 @@ def train(options: argparse.Namespace, name: str, data: Path, init: Path, until:
             precision=options.precision,
             workers=options.workers,
         )
-        return run_stage(stage, chosen, PRESETS["mini"], sources, preview=preview, watch=watch)
+        more = {"preview": preview, "watch": watch, "teaching": teaching}
+        return run_stage(stage, chosen, config, sources, **more)
 
-    rate = time_steps(row, options.trial, options.work / f"{name}-trial", run)
+    rate = time_steps(row, max(3, options.trial), options.work / f"{name}-trial", run)
     planned = int(rate * HELD_BACK * (until - time.monotonic()))
     steps = max(1, min(planned, options.steps))
     every = row.report_every * max(1, round(rate * SAVE_S / row.report_every))
@@ -168,12 +176,16 @@ class Watch:
 
 
 def bring_home(home: Path, run: Path, name: str) -> None:
-    """The newest checkpoint as fp16, averaged and as it is, and what was measured."""
+    """The newest checkpoint as fp16, averaged and as it is, and what was measured.
+
+    Weights as they are serve to train on from: those of a student never come.
+    """
     from emo_cli.presets import MINI
     from emo_cli.training.pack import write_checkpoint
 
     checkpoint = max((run / "checkpoints").glob("step-" + "[0-9]" * 8))
-    for kind, averaged in (("ema", True), ("raw", False)):
+    kinds = {"ema": True} if name == "distill" else {"ema": True, "raw": False}
+    for kind, averaged in kinds.items():
         folder = run / kind
         write_checkpoint(checkpoint, MINI, folder, averaged=averaged)
         bundle(folder, home, kind)
@@ -191,6 +203,8 @@ def collect_last(home: Path, run: Path, name: str, init: Path) -> Path:
     if not any((run / "checkpoints").glob("step-" + "[0-9]" * 8)):
         return init
     bring_home(home, run, name)
+    if name == "distill":  # whose place is the last: nothing starts from it
+        return init
     pack_model([init, run], run / "stopped", unfinished=True)
     return run / "stopped"
 

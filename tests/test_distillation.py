@@ -28,6 +28,7 @@ from emo_cli.training.distillation import (
     v_that_reaches,
     without,
 )
+from emo_cli.training.pack import write_checkpoint
 from emo_cli.training.stages import RunOptions, stage_row
 
 STAGE = dataclasses.replace(
@@ -248,6 +249,19 @@ def test_a_distillation_that_was_stopped_ends_as_the_one_that_was_not(teacher, s
     for part in ("backbone", "temporal"):
         ours, theirs = (load_file(f / f"{part}.safetensors") for f in (resumed, student))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_students_checkpoint_is_brought_home_without_the_target_that_it_follows(
+    student, tmp_path
+):
+    checkpoint = max((student.parent / "checkpoints").glob("step-*"))
+    config = read_model_config(student / "config.json")
+    parts = write_checkpoint(checkpoint, config, tmp_path)
+    assert parts == {"backbone", "reference_net", "temporal"}
+    for part in ("backbone", "temporal"):
+        ours, exported = (load_file(f / f"{part}.safetensors") for f in (tmp_path, student))
+        assert ours.keys() == exported.keys()
+        assert all(torch.equal(ours[name], exported[name]) for name in ours)
 
 
 def test_the_distance_to_the_teachers_clips_is_measured(student):

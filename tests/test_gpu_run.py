@@ -142,11 +142,12 @@ def test_a_run_packs_itself_trains_and_brings_its_weights_home(
 
     script(
         "gpu_run", monkeypatch, pack, "--out", home, "--work", tmp_path / "work", "--init", model,
-        "--plan", "video:1", "--minutes", "30", "--steps", "4", "--trial", "5", "--batch", "2",
-        "--device", "cpu", "--precision", "no", "--workers", "0",
+        "--plan", "video:1", "distill:1", "--minutes", "30", "--steps", "4", "--trial", "5",
+        "--batch", "2", "--device", "cpu", "--precision", "no", "--workers", "0",
     )  # fmt: skip
     names = {file.name for file in home.iterdir()}
-    assert {"ema-0.tar", "raw-0.tar", "video-metrics.jsonl", "preview.png"} <= names
+    metrics = {"video-metrics.jsonl", "distill-metrics.jsonl"}
+    assert {"ema-0.tar", "raw-0.tar", "preview.png"} | metrics <= names
     assert len(names) <= 8 and not any(name.endswith(".part") for name in names)
     losses = [json.loads(line) for line in (home / "video-metrics.jsonl").read_text().splitlines()]
     assert losses and all(np.isfinite(line["loss"]) for line in losses if "loss" in line)
@@ -158,6 +159,12 @@ def test_a_run_packs_itself_trains_and_brings_its_weights_home(
     assert cli.run(["train", "pack", str(model), str(result), "--out", str(packed)]) == 0
     before, after = (load_model(folder).state_dict() for folder in (model, packed))
     assert any(not before[name].equal(after[name]) for name in before)
+    own = set()  # of the stage before, to train on from
+    for file in home.glob("raw-*.tar"):
+        with tarfile.open(file) as tar:
+            own |= set(tar.getnames())
+    parts = {"backbone", "reference_net", "temporal"}
+    assert own == {f"{part}.safetensors" for part in parts} | {"SHA256SUMS"}
 
 
 def test_training_needs_neither_ffmpeg_nor_mediapipe_nor_soundfile() -> None:

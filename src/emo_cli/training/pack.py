@@ -111,7 +111,7 @@ def find_source(path: Path) -> Source:
 def write_checkpoint(
     checkpoint: Path, config: ModelConfig, folder: Path, *, averaged: bool = True
 ) -> set[str]:
-    """Write the parts of a checkpoint of image, video or speed; returns their names.
+    """Write the parts of a checkpoint of image, video, speed or distill; returns their names.
 
     averaged: what trains as its moving average; else as it is.
 
@@ -133,6 +133,8 @@ def write_checkpoint(
             f"the checkpoint {checkpoint} is damaged: {damage(error)}",
             "Remove that folder; the one before it serves.",
         ) from error
+    # A student's checkpoint also holds the target that it follows, under the same layers' names.
+    tensors = {n: t for n, t in tensors.items() if n.startswith(("backbone.", "reference_net."))}
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if config.name == "mini" else torch.bfloat16
     parts = {part_of(name) for name in tensors}
