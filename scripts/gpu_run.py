@@ -121,8 +121,9 @@ def train(options: argparse.Namespace, name: str, data: Path, init: Path, until:
             precision=options.precision,
             workers=options.workers,
         )
-        more = {"preview": preview, "watch": watch, "teaching": teaching}
-        return run_stage(stage, chosen, config, sources, **more)
+        return run_stage(
+            stage, chosen, config, sources, preview=preview, watch=watch, teaching=teaching
+        )
 
     rate = time_steps(row, max(3, options.trial), options.work / f"{name}-trial", run)
     planned = int(rate * HELD_BACK * (until - time.monotonic()))
