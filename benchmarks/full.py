@@ -31,6 +31,7 @@ from emo_cli.config import ModelConfig, Quality
 from emo_cli.device import choose_device, choose_dtype
 from emo_cli.engine import Engine, Video
 from emo_cli.errors import EmoError
+from emo_cli.face_flow import usual_points
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.portrait import Portrait
 from emo_cli.presets import FULL
@@ -87,10 +88,12 @@ def prepared(engine: Engine, quality: Quality, clips: int) -> Video:
     size, frames = config.picture_size, clips * config.clip_frames
     mask = np.zeros((size, size), np.float32)
     mask[size // 4 : -size // 4, size // 4 : -size // 4] = 1
+    box = (size / 4, size / 4, 3 * size / 4, 3 * size / 4)
     portrait = Portrait(
         picture=rng.integers(0, 255, (size, size, 3), np.uint8),
         mask=mask,
-        face_box=(size / 4, size / 4, 3 * size / 4, 3 * size / 4),
+        face_box=box,
+        face_points=usual_points(box),
         crop=(0, 0, size, size),
         num_faces=1,
         notes=(),

@@ -101,7 +101,8 @@ def encoder_steps(options: argparse.Namespace, data: Path) -> list[Step]:
 
 
 def data_steps(options: argparse.Namespace, data: Path) -> list[Step]:
-    """Clips of the speaker, puppets of the stills, and what the encoders make of both."""
+    """Clips of the speaker, puppets of the stills, what the encoders make of both, and what of
+    their lips can be heard."""
     size = ("--size", "256", "--workers", str(options.workers))
     stills = repeated("--stills", [data / "portraits" / name for name in PORTRAITS])
     drivers = repeated("--drivers", [data / "grid_s1", options.out / "speech/flite"])
@@ -111,6 +112,11 @@ def data_steps(options: argparse.Namespace, data: Path) -> list[Step]:
     made = [part for option, run in encoders for part in (option, str(options.out / run))]
     on = ("--device", options.device, "--precision", options.precision)
     grid, *puppets = datasets(options)
+    reader = (
+        *repeated("--data", [grid, *puppets]),
+        "--audio-model",
+        str(options.out / encoders[0][1]),
+    )
     talk = (*stills, *drivers, *shapes, "--count", count)
     films = [emo("prepare", str(data / "grid_s1"), "--out", str(grid), *size, name=grid.name)]
     for seed, folder in enumerate(puppets):
@@ -120,7 +126,11 @@ def data_steps(options: argparse.Namespace, data: Path) -> list[Step]:
         emo("prepare", "--out", str(folder), *size, *made, *on, name=f"{folder.name}-encoded")
         for folder in (grid, *puppets)
     ]
-    return films + encoded
+    tiny = TINY_TRAIN if options.tiny else ()
+    lips = emo(
+        "lips", *reader, "--out", str(options.out / "lips"), "--device", options.device, *tiny
+    )
+    return [*films, *encoded, lips]
 
 
 def datasets(options: argparse.Namespace) -> list[Path]:
@@ -143,7 +153,7 @@ def stage_steps(options: argparse.Namespace) -> list[Step]:
         return emo(stage, *data, *repeated("--init", inits), *run, *how, *more, *tiny, name=name)
 
     return [
-        stage("image", [out / "autoencoder/model", out / "audio/model"]),
+        stage("image", [out / f"{name}/model" for name in ("autoencoder", "audio", "lips")]),
         stage("video", [out / "image/model"], *window),
         stage("speed", [out / "video/model"], *window),
         # Four times as dear: what lies beyond the windows.

@@ -6,11 +6,13 @@ import pytest
 import torch
 from small_models import SMALL_FULL, SMALL_MINI, randomised
 
+from emo_cli.face_flow import FaceMoves, usual_points
 from emo_cli.head_flow import moved_pictures
 from emo_cli.model.emo_model import EmoModel, part_of
 from emo_cli.model.gestures import Gestures, Head
 from emo_cli.presets import FULL, MINI
-from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, cut_window, snr_weight
+from emo_cli.training.cut import cut_window
+from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, snr_weight
 from emo_cli.training.denoising_stage import loss_options, within_reach
 from emo_cli.training.stages import IMAGE, SPEED, VIDEO, stage_row
 from emo_cli.training.start import freeze_others
@@ -52,6 +54,9 @@ def batch_of(config=SMALL_MINI, clips=2, frames=16):
         "mask": (torch.rand(clips, side, side, generator=g) > 0.5).float(),
         "mouth": torch.rand(clips, clip, latent, latent, generator=g),
         "lids": torch.rand(clips, clip, generator=g),
+        "lips": torch.rand(clips, clip, 2, generator=g) * torch.tensor([0.2, 0.1])
+        + torch.tensor([0.0, 0.5]),
+        "face_points": torch.from_numpy(usual_points((12, 12, 52, 56))).expand(clips, -1, -1),
         "flow": torch.randn(clips, clip, 2, latent, latent, generator=g),
         "reference": torch.randint(256, (clips, side, side, 3), generator=g).byte(),
         "eyes": torch.rand(clips, clip, latent, latent, generator=g),
@@ -98,7 +103,8 @@ def test_conditions_reach_the_networks_as_at_inference():
             motion = net.motion_features(batch["latents"][i : i + 1, :4])
             flow = batch["flow"][i : i + 1]
             picture = batch["reference"][i : i + 1].permute(0, 3, 1, 2) / 127.5 - 1
-            moved = module.frozen[0].encode(moved_pictures(picture, flow)[0])[None]
+            face = FaceMoves(*(batch[n][i : i + 1] for n in ("face_points", "lips", "lids")))
+            moved = module.frozen[0].encode(moved_pictures(picture, flow, face)[0])[None]
             gestures = Gestures(batch["lids"][i : i + 1], Head(flow, moved))
             clip = backbone.prepare_clip(audio, motion, speed, gestures)
             alone = backbone(noisy[i : i + 1], steps[i : i + 1], video, clip)
@@ -112,7 +118,8 @@ def test_without_its_picture_the_reference_is_moved_as_the_autoencoder_shows_it(
     del batch["reference"]
     with torch.no_grad():
         autoencoder = module.frozen[0]
-        pictures = moved_pictures(autoencoder.decode(portrait), batch["flow"])
+        face = FaceMoves(*(batch[name] for name in ("face_points", "lips", "lids")))
+        pictures = moved_pictures(autoencoder.decode(portrait), batch["flow"], face)
         expected = autoencoder.encode(pictures[0])[None]
     flow, moved = module._head(batch, portrait, keep)
     torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-4)

@@ -14,9 +14,11 @@ from small_models import SMALL_FULL, save_small
 
 from emo_cli import Engine, GenerateOptions
 from emo_cli.blinks import blinks
+from emo_cli.conditions import windows
 from emo_cli.denoiser import BackboneSteps
 from emo_cli.device import Offload, choose_dtype, download, keep_freed_memory, upload
 from emo_cli.errors import EmoError
+from emo_cli.face_flow import FaceMoves, lip_width
 from emo_cli.files import sha256_of
 from emo_cli.head_flow import head_flow, moved_pictures
 from emo_cli.head_path import head_path
@@ -122,23 +124,35 @@ def test_guidance_batch_equals_separate_forwards(engine, portrait, sound, tmp_pa
     assert state.portrait[:2].any() and not state.portrait[2].any()
     assert all(keys[0].any() and not keys[2].any() for keys, _ in state.reference)
     planned = next(iter(engine_plan(video)))
-    audio = engine.conditions.audio(video, planned)
+    heard = engine.conditions.heard(video, planned)
+    audio = engine.conditions.audio(video, heard)
+    assert torch.equal(audio[0], heard.to(audio))
     assert audio[0].any() and not audio[1].any() and not audio[2].any()
+
+
+def gestures_of(engine, video):
+    """What the model is told of each clip."""
+    conditions = engine.conditions
+    return [
+        conditions.gestures(video, planned, conditions.heard(video, planned))
+        for planned in engine_plan(video)
+    ]
 
 
 def test_each_clip_is_told_its_part_of_the_videos_blinks(engine, portrait, sound, tmp_path):
     options = GenerateOptions(**(vars(FEW_STEPS) | {"guidance": 2.0, "seed": 6}))
     video = engine.prepare(portrait, sound, tmp_path, options)
-    told = [engine.conditions.gestures(video, planned) for planned in engine_plan(video)]
-    lids = torch.cat([gestures.lids for gestures in told], 1)
+    lids = torch.cat([gestures.lids for gestures in gestures_of(engine, video)], 1)
     expected = torch.from_numpy(blinks(36, 6))  # the last clip is padded; both branches see
     assert expected.any() and torch.equal(lids, expected.expand(2, -1))
 
 
-def test_each_clip_is_told_its_part_of_the_heads_path(engine, portrait, sound, tmp_path):
+def test_each_clip_is_told_its_part_of_the_heads_path_and_what_the_sounds_lips_do(
+    engine, portrait, sound, tmp_path
+):
     options = GenerateOptions(**(vars(FEW_STEPS) | {"guidance": 2.0, "seed": 6, "speed": 1.0}))
     video = engine.prepare(portrait, sound, tmp_path, options)
-    told = [engine.conditions.gestures(video, planned).head for planned in engine_plan(video)]
+    told = [gestures.head for gestures in gestures_of(engine, video)]
     box, speed = video.portrait.face_box, video.sampling.speed
     moves = head_path(36, 6, speed, box, mask_box(video.portrait.mask))
     size = engine.config.picture_size, engine.config.latent_size
@@ -147,7 +161,17 @@ def test_each_clip_is_told_its_part_of_the_heads_path(engine, portrait, sound, t
     flow = torch.cat([head.flow for head in told], 1)
     assert torch.equal(flow, expected.expand(2, -1, -1, -1, -1))
     picture = torch.from_numpy(video.portrait.picture).permute(2, 0, 1)[None] / 127.5 - 1
-    latents = engine.model.autoencoder.encode(moved_pictures(picture, expected)[0])
+    points = video.portrait.face_points
+    heard = windows(video.features.features(-2, 36 + 2), 5)
+    with torch.inference_mode():
+        lips = engine.model.lip_reader(heard[None])
+    assert lips.std() > 0
+    lips = lips + torch.tensor(
+        [0, lip_width(points)]
+    )  # as wide as the portrait's, and so much more
+    lids = torch.from_numpy(blinks(36, 6))[None]
+    face = FaceMoves(torch.from_numpy(points)[None], lips, lids)
+    latents = engine.model.autoencoder.encode(moved_pictures(picture, expected, face)[0])
     moved = torch.cat([head.moved for head in told], 1)
     torch.testing.assert_close(moved[0], latents, atol=1e-5, rtol=1e-4)
     assert not moved[1].any()  # the branch without the portrait

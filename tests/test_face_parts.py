@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from made_faces import made_labels
 from made_video import SIZE, numbered_frames
 
+from emo_cli.face_flow import lip_shape
 from emo_cli.training.dataset import ClipDataset, Needs
 from emo_cli.training.draws import Draw
 from emo_cli.training.face_parts import (
@@ -117,6 +119,16 @@ def test_a_sample_says_how_far_its_frames_eyes_are_shut_beside_the_whole_clip(bl
     picture = ClipDataset(str(blinking), split="train", needs=still)
     lids = torch.cat([picture[Draw(0, seed)]["lids"] for seed in range(200)])
     assert 0 < lids.mean() < 0.2  # also where the only frame's eyes are shut
+
+
+def test_a_sample_says_how_its_frames_lips_are_and_how_wide_the_clips_usually(blinking):
+    needs = Needs(motion_frames=4, clip_frames=12, window=2, size=SIZE)
+    data = ClipDataset(str(blinking), split="train", needs=needs)
+    whole = lip_shape(data.all_labels(0).landmarks)
+    for seed in range(5):
+        sample = data[Draw(0, seed)]
+        assert np.array_equal(sample["lips"].numpy(), lip_shape(sample["landmarks"][4:].numpy()))
+        assert sample["lip_width"].item() == np.median(whole[:, 1])
 
 
 def test_held_lids_change_the_motion_frames_eyes_alone(blinking, small_model):

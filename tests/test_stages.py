@@ -34,7 +34,7 @@ def small_mini():
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory, small_mini) -> Path:
-    """A folder with autoencoder and audio encoder alone, as their stages leave one."""
+    """A folder with autoencoder, audio encoder and lips' reader alone, as if of their stages."""
     folder = save_small(tmp_path_factory.mktemp("encoders"), trained_stages=("autoencoder",))
     for part in ("backbone", "reference_net", "temporal"):
         (folder / f"{part}.safetensors").unlink()
@@ -70,16 +70,16 @@ def test_the_three_stages_end_in_a_model_that_generates(stages, portrait, speech
 
 
 def test_every_stage_is_written_down_in_the_models_config(stages):
-    expected = ["autoencoder", "audio", "image", "video", "speed"]
+    expected = ["autoencoder", "audio", "lips", "image", "video", "speed"]
     for number, stage in enumerate(("image", "video", "speed")):
         values = json.loads((stages[stage] / "config.json").read_text())
-        assert values["trained_stages"] == expected[: 3 + number]
+        assert values["trained_stages"] == expected[: 4 + number]
 
 
 def test_stage_three_leaves_every_other_file_bit_identical(stages):
     before, after = stages["video"], stages["speed"]
     assert sha256_of(before / "temporal.safetensors") != sha256_of(after / "temporal.safetensors")
-    for part in ("backbone", "reference_net", "autoencoder", "audio_encoder"):
+    for part in ("backbone", "reference_net", "autoencoder", "audio_encoder", "lip_reader"):
         assert sha256_of(before / f"{part}.safetensors") == sha256_of(after / f"{part}.safetensors")
 
 
@@ -94,7 +94,7 @@ def test_latents_of_another_picture_size_are_refused(
     assert "256 px, the model wants 64" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("missing", ["audio_encoder", "backbone"])
+@pytest.mark.parametrize("missing", ["audio_encoder", "lip_reader", "backbone"])
 def test_a_stage_without_what_it_starts_from_is_refused(
     stages, dataset, tmp_path, capsys, missing, small_mini
 ):

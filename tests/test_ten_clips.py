@@ -23,6 +23,7 @@ TINY = {  # what the guide leaves to the rows of stages.py
     "autoencoder": ["--steps", "2", "--batch", "2", "--device", "cpu"],
     "speech": ["--utterances", "6"],
     "audio": ["--steps", "2", "--batch", "2", "--device", "cpu"],
+    "lips": ["--steps", "2", "--batch", "2", "--device", "cpu"],
     "image": ["--steps", "2", "--batch", "2", "--device", "cpu"],
     "video": ["--steps", "2", "--batch", "2", "--device", "cpu"],
     "speed": ["--steps", "2", "--batch", "2", "--device", "cpu"],
@@ -42,7 +43,7 @@ def test_the_guide_names_every_stage_in_order() -> None:
     names = [command[1] for command in guide() if command[0] == "train"]
     assert names == [
         *("prepare", "autoencoder", "speech", "audio", "prepare"),
-        *("image", "video", "speed", "pack"),
+        *("lips", "image", "video", "speed", "pack"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a clip is made from besides noise: sound, motion frames, speed, eyelids and head.
+"""What a clip is made from besides noise: sound, motion frames, speed, eyelids, head and lips.
 
 Shapes: G guidance branches, F frames, 2m+1 frames in a window, M motion frames, C latent channels,
 H W latent size, S picture size.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from emo_cli.device import upload
+from emo_cli.face_flow import FaceMoves, lip_width
 from emo_cli.head_flow import HeadMoves, head_flow, moved_pictures
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.gestures import Gestures, Head
@@ -49,23 +50,27 @@ class ClipConditions:
         config, count = self.config, len(video.branches)
         window = 2 * config.window + 1
         speed = constant_speed(video.sampling.speed, config.clip_frames, window, self.device)
+        heard = self.heard(video, planned)
         return ClipInputs(
-            audio=self.audio(video, planned),
+            audio=self.audio(video, heard),
             motion=self.motion(motion, count),
             speed=speed.expand(count, -1, -1),
-            gestures=self.gestures(video, planned),
+            gestures=self.gestures(video, planned, heard),
         )
 
-    def audio(self, video: Video, planned: PlannedClip) -> Tensor:
-        """Windows of audio features; silence of features where audio is null."""
+    def heard(self, video: Video, planned: PlannedClip) -> Tensor:
+        """The clip's audio features in windows, [F, 2m+1, L*D]."""
         reach = self.config.window
         features = video.features.features(
             planned.start - reach, planned.start + self.config.clip_frames + reach
         )
-        audio = windows(features.to(self.dtype), 2 * reach + 1)
-        on = torch.tensor([float(branch.audio) for branch in video.branches], dtype=audio.dtype)
-        on = upload(on, audio.device)
-        return on[:, None, None, None] * audio
+        return windows(features, 2 * reach + 1)
+
+    def audio(self, video: Video, heard: Tensor) -> Tensor:
+        """What each branch hears; silence of features where audio is null."""
+        on = torch.tensor([float(branch.audio) for branch in video.branches], dtype=self.dtype)
+        on = upload(on, heard.device)
+        return on[:, None, None, None] * heard.to(self.dtype)
 
     def motion(self, motion: Tensor | None, branches: int) -> list[Tensor]:
         """Feature maps of the motion frames, the same for every branch; zero maps at first."""
@@ -77,20 +82,32 @@ class ClipConditions:
             maps = self.model.reference_net.motion_features(latents)
         return [x.expand(branches, -1, -1, -1, -1) for x in maps]
 
-    def gestures(self, video: Video, planned: PlannedClip) -> Gestures:
-        """Eyelids and head of a clip, the same for every branch."""
+    def gestures(self, video: Video, planned: PlannedClip, heard: Tensor) -> Gestures:
+        """Eyelids, head and lips of a clip, the same for every branch."""
         frames = slice(planned.start, planned.start + self.config.clip_frames)
-        lids = upload(torch.from_numpy(video.lids[frames]), self.device)
-        lids = lids.expand(len(video.branches), -1)
-        return Gestures(lids, self._head(video, frames) if self.config.unet.told_head else None)
+        lids = upload(torch.from_numpy(video.lids[frames]), self.device)[None]
+        head = None
+        if self.config.unet.told_head:
+            head = self._head(video, frames, self._face(video, lids, heard))
+        return Gestures(lids.expand(len(video.branches), -1), head)
 
-    def _head(self, video: Video, frames: slice) -> Head:
+    def _face(self, video: Video, lids: Tensor, heard: Tensor) -> FaceMoves | None:
+        """What the portrait's lips do to what is heard, and its lids, for a model that is told."""
+        reader, points = self.model.lip_reader, video.portrait.face_points
+        if reader is None:
+            return None
+        with self.at_work(reader):
+            lips = reader(heard[None])
+        usual = upload(torch.tensor([0.0, lip_width(points)]), self.device)
+        return FaceMoves(upload(torch.from_numpy(points), self.device)[None], usual + lips, lids)
+
+    def _head(self, video: Video, frames: slice, face: FaceMoves | None) -> Head:
         """Where the head is in those frames, for every branch; a null portrait stays null."""
         config, portrait = self.config, video.portrait
         moves = HeadMoves(*(values[frames] for values in video.head))
         field = head_flow(moves, portrait.face_box, config.picture_size, config.latent_size)
         flow = upload(torch.from_numpy(field), self.device)[None]
-        pictures = moved_pictures(portrait_pixels(portrait, self.device), flow)[0]
+        pictures = moved_pictures(portrait_pixels(portrait, self.device), flow, face)[0]
         with self.at_work(self.model.autoencoder):
             latents = self.model.autoencoder.encode(pictures.to(self.dtype))
         on = torch.tensor([float(branch.reference) for branch in video.branches])

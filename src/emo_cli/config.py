@@ -42,6 +42,7 @@ class UNetConfig:
     copy_reference: bool  # a gate at the output takes still places from the reference latent
     told_lids: bool  # how far the eyes are shut is said frame by frame, not left to the sound
     told_head: bool  # and so is how the head moves
+    told_lips: bool  # lips are read from the sound; they and lids are shown moved with the head
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,6 +118,8 @@ class Engine:
         engine.folder, engine.digest, engine.note = Path(), "", ""
         if not low_vram:
             model.autoencoder.to(device)
+            if model.lip_reader is not None:
+                model.lip_reader.to(device)
         engine._set_up(model, device, dtype, compiled=compiled, low_vram=low_vram)
         return engine
 

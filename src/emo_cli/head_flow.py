@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emo_cli.device import upload
+from emo_cli.face_flow import CAVITY, FaceMoves, move_face
 from emo_cli.faces import Box
 
 Array = NDArray[np.floating]
@@ -63,17 +65,28 @@ def head_flow(moves: HeadMoves, box: Box, size: int, latent_size: int) -> NDArra
     return np.ascontiguousarray(flow.transpose(0, 3, 1, 2), np.float32)
 
 
-def moved_pictures(pictures: Tensor, flow: Tensor) -> Tensor:
-    """Each picture [B, 3, S, S] moved by its field [B, T, 2, H, W]: [B, T, 3, S, S], same range."""
+def moved_pictures(pictures: Tensor, flow: Tensor, face: FaceMoves | None = None) -> Tensor:
+    """Each picture [B, 3, S, S] of -1..1 moved by its field [B, T, 2, H, W]: [B, T, 3, S, S].
+
+    face: what the face of each has done besides.
+    """
     (batch, frames), size = flow.shape[:2], pictures.shape[-1]
     fine = F.interpolate(flow.flatten(0, 1).float(), (size, size), mode="bilinear")
     axis = torch.arange(size, device=flow.device) + 0.5
     step = size / flow.shape[-1]
     at = torch.stack([axis + step * fine[:, 0], axis[:, None] + step * fine[:, 1]], -1)
+    dark = None
+    if face is not None:
+        moved, dark = move_face(at.unflatten(0, (batch, frames)), face)
+        at = moved.flatten(0, 1)
     still = pictures.float().repeat_interleave(frames, 0)
     place = at * (2 / size) - 1
     fetched = F.grid_sample(
         still, place, mode="bicubic", padding_mode="border", align_corners=False
     )
     low, high = still.amin(), still.amax()  # bicubic sampling overshoots at edges
-    return fetched.clamp(low, high).unflatten(0, (batch, frames))
+    fetched = fetched.clamp(low, high).unflatten(0, (batch, frames))
+    if dark is None:
+        return fetched
+    cavity = 2 * torch.tensor(CAVITY) - 1
+    return torch.lerp(fetched, upload(cavity, at.device)[:, None, None], dark[:, :, None])

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from emo_cli.errors import EmoError
+from emo_cli.face_flow import FACE_POINTS, usual_points
 from emo_cli.faces import Box, Face, find_faces
 from emo_cli.picture import read_picture
 
@@ -40,14 +41,15 @@ class Portrait:
     """The portrait as the model takes it.
 
     `picture` [S, S, 3] uint8 RGB; `mask` [S, S] float32, 1 inside the face region, else 0;
-    `face_box` in pixels of `picture`; `crop` (x0, y0, x1, y1) in pixels of the source, always a
-    square inside it; `num_faces` found, 0 where the region was given in pixels; `notes` are lines
-    to tell the user.
+    `face_box` and `face_points` [16, 3] (`face_flow.py: FACE_POINTS`) in pixels of `picture`;
+    `crop` (x0, y0, x1, y1) in pixels of the source, always a square inside it; `num_faces` found, 0
+    where the region was given in pixels; `notes` are lines to tell the user.
     """
 
     picture: np.ndarray
     mask: np.ndarray
     face_box: Box
+    face_points: np.ndarray
     crop: tuple[int, int, int, int]
     num_faces: int
     notes: tuple[str, ...]
@@ -67,7 +69,7 @@ def prepare_portrait(path: Path, *, size: int, face: int | None, face_region: st
         faces = find_faces(picture)
         num_faces = len(faces)
         chosen = _choose(faces, face, path.name, notes)
-        face_box = chosen.box
+        face_box, points = chosen.box, chosen.landmarks[list(FACE_POINTS)]
         mask_box = None if region == "all" else _grow(face_box, *GROWTH[region])
     else:
         if face is not None:
@@ -78,12 +80,14 @@ def prepare_portrait(path: Path, *, size: int, face: int | None, face_region: st
             )
         mask_box = _inside(region, picture)
         face_box = _shrink(mask_box, *GROWTH["box"])
+        points = usual_points(face_box)
     crop = _crop(picture, face_box, mask_box if num_faces == 0 else face_box)
     notes += _framing_notes(crop, face_box, size)
     return Portrait(
         picture=_resize(picture, crop, size),
         mask=_mask(mask_box, crop, size),
         face_box=_in_crop(face_box, crop, size),
+        face_points=_points_in_crop(points, crop, size),
         crop=crop,
         num_faces=num_faces,
         notes=tuple(notes),
@@ -198,6 +202,10 @@ def _in_crop(box: Box, crop: tuple[int, int, int, int], size: int) -> Box:
     x0, x1 = (x0 - crop[0]) * scale, (x1 - crop[0]) * scale
     y0, y1 = (y0 - crop[1]) * scale, (y1 - crop[1]) * scale
     return (x0, y0, x1, y1)
+
+
+def _points_in_crop(points: np.ndarray, crop: tuple[int, int, int, int], size: int) -> np.ndarray:
+    return ((points - (*crop[:2], 0)) * (size / (crop[2] - crop[0]))).astype(np.float32)
 
 
 def _mask(region: Box | None, crop: tuple[int, int, int, int], size: int) -> np.ndarray:

@@ -40,6 +40,7 @@ FULL = ModelConfig(
         copy_reference=False,
         told_lids=False,
         told_head=False,
+        told_lips=False,
     ),
     autoencoder=AutoencoderConfig(
         kind="kl",
@@ -121,6 +122,7 @@ MINI = dataclasses.replace(
         copy_reference=True,
         told_lids=True,
         told_head=True,
+        told_lips=True,
     ),
     autoencoder=AutoencoderConfig(
         kind="patch",

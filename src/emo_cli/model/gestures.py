@@ -1,8 +1,8 @@
-"""What a small model is told of each frame beside EMO's conditions: eyelids and head.
+"""What a small model is told of each frame beside EMO's conditions: eyelids, head and lips.
 
 Not EMO's. Sound foretells a blink badly, so a small model that samples in few steps draws the mean
 of shut and open eyes: lids caught half way. Told when to blink (`blinks.py`), it has nothing to
-average; and so it is with the head (`head_path.py`).
+average; and so it is with the head (`head_path.py`) and with the lips (`lip_reader.py`).
 
 Shapes: B clips, F frames, T width of the time embedding, C latent channels, H W latent size.
 """
@@ -21,7 +21,7 @@ class Head(NamedTuple):
     """Where the head of each frame is, for a model that is told."""
 
     flow: Tensor  # [B, F, 2, H, W], `head_flow.py`'s field
-    moved: Tensor  # [B, F, C, H, W], latents of the portrait moved by it
+    moved: Tensor  # [B, F, C, H, W], latents of the portrait moved by it, and its lips and lids
 
 
 class Gestures(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from emo_cli.config import ModelConfig, read_model_config, to_json
 from emo_cli.errors import EmoError
 from emo_cli.files import move_into_place, sha256_of, write_atomically
-from emo_cli.model.emo_model import PARTS, EmoModel, key_in_file, part_of
+from emo_cli.model.emo_model import PARTS, EmoModel, key_in_file, part_of, parts_of
 
 SUMS = "SHA256SUMS"
 EMBEDDED = Path(__file__).parent.parent / "mini"
@@ -54,11 +54,13 @@ def load_model(
     with torch.device("meta"):
         model = EmoModel(config)
     tensors: dict[str, Tensor] = {}
-    for part in PARTS:
+    for part in parts_of(config):
         tensors |= _part_of_model(model, folder, part, sums)
     model.load_state_dict(tensors, strict=True, assign=True)
-    # The audio encoder stays in fp32: it runs once per file, and bf16 loses soft sounds.
+    # What hears stays in fp32: it runs once per file, and bf16 loses soft sounds.
     model.to(device=device, dtype=dtype).audio_encoder.float()
+    if model.lip_reader is not None:
+        model.lip_reader.float()
     model.requires_grad_(False)
     return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
@@ -69,7 +71,8 @@ def load_parts(model: EmoModel, folder: Path) -> set[str]:
     Raises: EmoError as `load_model` does.
     """
     sums = read_sums(folder)
-    found = [part for part in PARTS if (folder / f"{part}.safetensors").exists()]
+    own = parts_of(model.config)
+    found = [part for part in own if (folder / f"{part}.safetensors").exists()]
     for part in found:
         tensors = _part_of_model(model, folder, part, sums)
         model.load_state_dict({n: t.float() for n, t in tensors.items()}, strict=False)
@@ -90,7 +93,7 @@ def load_part(folder: Path, part: str, network: nn.Module) -> None:
 def save_model(model: EmoModel, folder: Path, *, dtype: torch.dtype) -> None:
     """Write all parts, their digests, and last the config: a half-written folder does not load."""
     folder.mkdir(parents=True, exist_ok=True)
-    for part in PARTS:
+    for part in parts_of(model.config):
         write_part(folder, part, part_tensors(model, part), dtype=dtype)
     write_config(folder, model.config)
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from emo_cli.config import ModelConfig
 from emo_cli.console import note
 from emo_cli.errors import EmoError
+from emo_cli.face_flow import FACE_POINTS
 from emo_cli.head_flow import head_flow
+from emo_cli.training.cut import cut_window
 from emo_cli.training.dataset import ClipDataset, Needs, NoUsableClip
-from emo_cli.training.denoising import cut_window
 from emo_cli.training.denoising_stage import MINI_LOSS
 from emo_cli.training.draws import Draw, derive_seed
 from emo_cli.training.face_parts import seen_most
@@ -59,11 +60,13 @@ class ClipSamples:
         size = self.config.picture_size, self.config.latent_size
         parts = seen_most(sample["landmarks"], dataset.needs.clip_frames, *size)
         pictures = ("frames", "reference", "latents", "reference_latents", "mask")
-        wanted = (*pictures, "audio", "speed", "lids")
+        wanted = (*pictures, "audio", "speed", "lids", "lips")
         item = {name: sample[name] for name in wanted if name in sample}
         item |= parts
         if self.config.unet.told_head:
             item["flow"] = self._flow(sample, dataset.needs.clip_frames)
+        if self.config.unet.told_lips:
+            item["face_points"] = sample["reference_landmarks"][list(FACE_POINTS)]
         if self.window is None:
             return item
         corner = self._corner(sample["boxes"].float().mean(0), drawn.seed)
@@ -128,15 +131,10 @@ def open_datasets(
     for path in paths:
         if split not in ShardReader(str(path)).splits:
             continue
-        features = _prepared(path, features_name(_last_with("audio_encoder", inits)))
+        features = features_of(path, _last_with("audio_encoder", inits)) if clip else None
         latents = None
         if not variation.looks:  # of which the cache holds none
             latents = _prepared(path, latents_name(_last_with("autoencoder", inits)))
-        if clip and features is None:
-            raise EmoError(
-                f"{path} has no sound features of this model's encoder",
-                f"Run `emo train prepare --out {path} --audio-model MODEL`.",
-            )
         if window is not None and latents is None:
             raise EmoError(
                 f"{path} has no latents of this model's autoencoder, which --window cuts",
@@ -148,7 +146,7 @@ def open_datasets(
             window=config.window,
             size=config.picture_size,
             sound=clip,
-            features=features if clip else None,
+            features=features,
             latents=latents,
             pictures=latents is None,
             reference_picture=drawn,
@@ -164,6 +162,20 @@ def open_datasets(
                 raise
             say(f"held-out clips are not measured: {problem.message}")
     return ClipSamples(datasets, config, window) if datasets else None
+
+
+def features_of(path: str, audio_model: str | Path) -> str:
+    """The pass of a dataset that made its sound features by that model's encoder.
+
+    Raises: EmoError when there was none.
+    """
+    features = _prepared(path, features_name(audio_model))
+    if features is None:
+        raise EmoError(
+            f"{path} has no sound features of this model's encoder",
+            f"Run `emo train prepare --out {path} --audio-model MODEL`.",
+        )
+    return features
 
 
 def _has_pictures(path: str) -> bool:

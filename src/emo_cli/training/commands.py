@@ -124,6 +124,35 @@ def audio(
 
 
 @app.command()
+def lips(
+    data: Datasets,
+    audio_model: Annotated[
+        str, typer.Option(help="By which the features were made: 'mini' or a model folder.")
+    ],
+    out: RunFolder,
+    steps: Steps = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Parts of clips per step.")] = None,
+    lr: LearningRate = None,
+    seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
+    device: Device = "auto",
+    precision: PrecisionOfPart = "no",
+    threads: Threads = None,
+) -> None:
+    """Train mini's lips' reader: from what is heard to what lips do."""
+    from emo_cli.presets import MINI
+    from emo_cli.training.lips_stage import LipsTask, open_heard_lips
+
+    def task() -> tuple[LipsTask, dict[str, Any]]:
+        clips = open_heard_lips(data, audio_model, MINI, "train")
+        held_out = open_heard_lips(data, audio_model, MINI, "val")
+        digests = [dataset.digest for dataset in clips.values()]
+        return LipsTask(MINI, clips, held_out, seed), {"data": digests}
+
+    stage = with_options(STAGES["lips"], steps=steps, batch=batch, lr=lr)
+    _train_part(stage, "lip_reader", task, _run_options(out, seed, device, precision, threads))
+
+
+@app.command()
 def sync(
     data: Datasets,
     out: RunFolder,

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from emo_cli.errors import EmoError
+from emo_cli.face_flow import lip_shape
 from emo_cli.training.draws import Draw, begins_video, derive_seed
 from emo_cli.training.face_parts import (
     LIDS_MOVE,
@@ -46,6 +47,8 @@ from emo_cli.training.variation import (
     vary_frames,
     vary_labels,
 )
+
+LANCZOS = Image.Resampling.LANCZOS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +121,8 @@ class ClipDataset:
         `frames` uint8 [n+f, S, S, 3]; `reference` uint8 [S, S, 3]; `boxes` [n+f, 4], `landmarks`
         [n+f, V, 3] and `reference_landmarks` [V, 3] in pixels; `mask` [S, S], 1 in the union of all
         the clip's boxes, grown as a portrait's region; `rotation` [n+f] and `speed` [f+2m] degrees
-        per frame; `mean_speed` of the clip; `lids` [f], 0 open .. 1 shut; `has_sound`; where asked
+        per frame; `mean_speed` of the clip; `lids` [f], 0 open .. 1 shut; `lips` [f, 2] as
+        `lip_shape` measures them and `lip_width`, the median of the clip; `has_sound`; where asked
         for, `audio` [f+2m, L*D], zero without sound, `latents` [n+f, C, h, w] and
         `reference_latents` [C, h, w].
         """
@@ -258,6 +262,8 @@ class ClipDataset:
         self, labels: Labels, chosen: np.ndarray, reference: int
     ) -> dict[str, Tensor]:
         around = self._around(chosen[0], labels.num_frames)
+        clip = chosen[self.needs.motion_frames :]
+        lips = lip_shape(labels.landmarks)
         tensors = {
             "boxes": labels.boxes[chosen],
             "landmarks": labels.landmarks[chosen],
@@ -265,11 +271,13 @@ class ClipDataset:
             "rotation": labels.rotation[chosen],
             "speed": labels.rotation[around],
             "mean_speed": labels.rotation.mean(),
+            "lips": lips[clip],
+            "lip_width": np.median(lips[:, 1]),
             "mask": union_mask(labels.boxes, self.needs.size),
         }
         lids = lids_shut(torch.from_numpy(labels.landmarks), LIDS_MOVE)
         sample = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
-        return sample | {"lids": lids[chosen[self.needs.motion_frames :]]}
+        return sample | {"lids": lids[clip]}
 
     def _around(self, start: int, total: int) -> np.ndarray:
         """The clip frames of a sample and `m` more on each side; the clip's ends repeat."""
@@ -282,14 +290,8 @@ class ClipDataset:
         frames = decode_frames(self._clips.read(row, "mp4"), wanted, self._clips.name(row))
         size = self.needs.size
         if size != self.size:
-            frames = np.stack(
-                [
-                    np.asarray(
-                        Image.fromarray(frame).resize((size, size), Image.Resampling.LANCZOS)
-                    )
-                    for frame in frames
-                ]
-            )
+            scaled = (Image.fromarray(frame).resize((size, size), LANCZOS) for frame in frames)
+            frames = np.stack([np.asarray(picture) for picture in scaled])
         return torch.from_numpy(frames)
 
     def _audio(self, row: int, start: int, total: int) -> Tensor:

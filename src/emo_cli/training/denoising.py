@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from emo_cli.conditions import windows
 from emo_cli.config import DiffusionConfig, ModelConfig
+from emo_cli.face_flow import FaceMoves
 from emo_cli.head_flow import moved_pictures
-from emo_cli.model.backbone import Backbone, ClipState, VideoState
+from emo_cli.model.backbone import Backbone
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.gestures import Gestures, Head
 from emo_cli.model.layers import fold_frames, unfold_frames
 from emo_cli.sampler import alphas_cumprod, build_scheduler
+from emo_cli.training.cut import cut_clip, cut_video
 from emo_cli.training.draws import FIRST_CLIP, derive_seed, sample_noise, sample_uniform
 
 # Weights of a face's parts are for windows of 16x16; in a larger picture they count for as much.
@@ -90,8 +92,9 @@ class DenoisingLoss(nn.Module):
         `jaw` and `eyes` [B, F, H, W] as `face_parts.seen_most` gives them; `lids` [B, F]; `seed`
         [B]; for clips also `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame; where
         the model is told its head `flow` [B, F, 2, H, W], and `reference` beside its latents if it
-        is there. With `corner` [B, 2] (y, x) latents and parts are windows of the picture that
-        begin there; reference, mask and flow stay whole.
+        is there; where it is told its lips `lips` [B, F, 2] and the reference's `face_points`
+        [B, 16, 3], as `face_flow.py` measures them. With `corner` [B, 2] (y, x) latents and parts
+        are windows of the picture that begin there; reference, mask and flow stay whole.
         """
         seeds = batch["seed"]
         latents = self._latents(batch, "latents", "frames")
@@ -166,24 +169,26 @@ class DenoisingLoss(nn.Module):
         c = conditions
         video = backbone.prepare_video(c.features, c.face_region, c.portrait)
         if "corner" in batch:
-            video = _cut_video(video, batch["corner"], noisy.shape[-1])
+            video = cut_video(video, batch["corner"], noisy.shape[-1])
         clip = backbone.prepare_clip(c.audio, c.motion, c.speed, c.gestures)
         if "corner" in batch:
-            clip = _cut_clip(clip, batch["corner"], noisy.shape[-1])
+            clip = cut_clip(clip, batch["corner"], noisy.shape[-1])
         return backbone(noisy, timesteps, video, clip)
 
     @torch.no_grad()
     def _head(self, batch: dict[str, Tensor], portrait: Tensor, keep: Tensor) -> Head | None:
-        """The reference moved by each frame's field; null where the reference is."""
+        """The reference moved as each frame's head and face are; null where the reference is."""
         if not self.config.unet.told_head:
             return None
         autoencoder = self.frozen[0].to(portrait.device)
-        flow = batch["flow"].to(portrait)
+        flow, face = batch["flow"].to(portrait), None
+        if self.config.unet.told_lips:
+            face = FaceMoves(*(batch[name] for name in ("face_points", "lips", "lids")))
         if "reference" in batch:
             pictures = batch["reference"].permute(0, 3, 1, 2).to(portrait) / 127.5 - 1
         else:
             pictures = autoencoder.decode(portrait)
-        moved = fold_frames(moved_pictures(pictures, flow)).to(portrait)
+        moved = fold_frames(moved_pictures(pictures, flow, face)).to(portrait)
         latents = torch.cat([autoencoder.encode(part) for part in moved.split(ENCODE_SLICE)])
         latents = unfold_frames(latents, flow.shape[1]).to(portrait)
         return Head(flow, keep[:, None, None, None, None] * latents)
@@ -260,28 +265,6 @@ class DenoisingLoss(nn.Module):
         autoencoder = self.frozen[0].to(self.alphas.device)
         latents = torch.cat([autoencoder.encode(part) for part in flat.split(ENCODE_SLICE)])
         return unfold_frames(latents, frames.shape[1]) if many else latents
-
-
-def cut_window(maps: Tensor, corner: Tensor, side: int) -> Tensor:
-    """The square of `side` latent pixels of maps [..., H, W] that begins at corner [2] (y, x)."""
-    y, x = corner.tolist()
-    return maps[..., y : y + side, x : x + side]
-
-
-def _cut_video(video: VideoState, corners: Tensor, side: int) -> VideoState:
-    """What lies beside the latents, cut as they are; keys and values of the reference stay."""
-
-    portrait = None if video.portrait is None else _cut(video.portrait, corners, side)
-    return video._replace(face=_cut(video.face, corners, side), portrait=portrait)
-
-
-def _cut_clip(clip: ClipState, corners: Tensor, side: int) -> ClipState:
-    head = clip.head and Head(*(_cut(maps, corners, side) for maps in clip.head))
-    return clip._replace(head=head)
-
-
-def _cut(maps: Tensor, corners: Tensor, side: int) -> Tensor:
-    return torch.stack([cut_window(*pair, side) for pair in zip(maps, corners, strict=True)])
 
 
 def snr_weight(alpha: Tensor, config: DiffusionConfig, gamma: float | None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from emo_cli.config import ModelConfig, read_model_config
 from emo_cli.errors import EmoError
-from emo_cli.model.emo_model import PARTS, EmoModel, part_of
+from emo_cli.model.emo_model import PARTS, EmoModel, part_of, parts_of
 from emo_cli.model.load import (
     SUMS,
     copy_part,
@@ -101,10 +101,10 @@ def starting_model(stage: Stage, config: ModelConfig, inits: list[Path], seed: i
         if (folder / "config.json").exists():
             trained += read_model_config(folder / "config.json").trained_stages
     model.config = dataclasses.replace(model.config, trained_stages=tuple(trained))
-    needed = set(PARTS)
+    needed = parts_of(config)
     if stage.name == "image" and config.name == "mini":  # whose networks learn from nothing
-        needed = {"autoencoder", "audio_encoder"}
-    missing = [part for part in PARTS if part in needed - found]
+        needed = [part for part in needed if PARTS[part][1] in stage.starts_from]
+    missing = [part for part in needed if part not in found]
     if missing:
         what, maker = PARTS[missing[0]]
         raise EmoError(
@@ -185,7 +185,7 @@ class DenoisingTask:
         folder.mkdir(parents=True, exist_ok=True)
         trains = {part_of(n) for n, p in module.named_parameters() if p.requires_grad}
         dtype = torch.float16 if config.name == "mini" else torch.bfloat16
-        for part in PARTS:
+        for part in parts_of(config):
             sources = [init for init in self.inits if (init / f"{part}.safetensors").exists()]
             if part in trains or not sources:
                 tensors = part_tensors(self.model, part)

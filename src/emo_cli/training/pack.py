@@ -58,7 +58,7 @@ def pack_model(sources: list[Path], out: Path, *, unfinished: bool = False) -> d
     Raises: EmoError when a source holds no part, a part is nowhere, a file is damaged, or the
     preset `mini` becomes too large to ship.
     """
-    from emo_cli.model.emo_model import PARTS
+    from emo_cli.model.emo_model import PARTS, parts_of
     from emo_cli.model.load import copy_part, load_model, write_config
 
     if out.exists() and any(out.resolve() in (s.resolve(), *s.resolve().parents) for s in sources):
@@ -66,8 +66,9 @@ def pack_model(sources: list[Path], out: Path, *, unfinished: bool = False) -> d
     found = [find_source(path) for path in sources]
     config = _config(found, unfinished)
     offered = {part for source in found for part in _offers(source)}
-    for part, (what, stage) in PARTS.items():
+    for part in parts_of(config):
         if part not in offered:
+            what, stage = PARTS[part]
             raise EmoError(
                 f"no source holds {what} ({part}.safetensors)",
                 f"Name the run of `emo train {stage}`, or a model that has it.",
@@ -167,6 +168,7 @@ def _config(sources: list[Source], unfinished: bool) -> ModelConfig:
             parts = _parts_in(source.folder)
             stages |= {"autoencoder"} if "autoencoder" in parts else set()
             stages |= {"audio"} if "audio_encoder" in parts else set()
+            stages |= {"lips"} if "lip_reader" in parts else set()
             if (source.folder / "config.json").exists():
                 config = read_model_config(source.folder / "config.json")
                 stages |= set(config.trained_stages)

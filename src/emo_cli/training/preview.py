@@ -16,6 +16,7 @@ from torch import Tensor
 
 from emo_cli.config import GenerateOptions
 from emo_cli.engine import Engine
+from emo_cli.face_flow import FACE_POINTS
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.portrait import Portrait
 from emo_cli.sound import SAMPLE_RATE_HZ, Sound
@@ -69,6 +70,7 @@ def _example(engine: Engine, dataset: ClipDataset, index: int, *, hears: bool) -
         picture=reference,
         mask=union_mask(labels.boxes, size),
         face_box=cast(Any, tuple(labels.boxes[0].tolist())),
+        face_points=labels.landmarks[0][list(FACE_POINTS)],
         crop=(0, 0, size, size),
         num_faces=1,
         notes=(),

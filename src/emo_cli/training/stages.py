@@ -100,6 +100,27 @@ AUDIO = Stage(
     checkpoint_every=100,
 )
 
+LIPS = Stage(
+    name="lips",
+    trains=("*",),
+    freezes=(),
+    starts_from=("audio",),
+    motion_frames=0,
+    clip_frames=16,
+    steps=1200,
+    batch=24,
+    lr=1e-3,
+    warmup_steps=50,
+    final_lr=0.05,
+    betas=(0.9, 0.99),
+    weight_decay=0.01,
+    gradient_norm=1.0,
+    ema_decay=0.99,
+    report_every=20,
+    evaluate_every=200,
+    checkpoint_every=100,
+)
+
 SYNC = Stage(
     name="sync",
     trains=("*",),
@@ -173,7 +194,9 @@ DISTILL = dataclasses.replace(
     steps=10_000,
 )
 
-STAGES = {stage.name: stage for stage in (AUTOENCODER, AUDIO, SYNC, IMAGE, VIDEO, SPEED, DISTILL)}
+STAGES = {
+    stage.name: stage for stage in (AUTOENCODER, AUDIO, LIPS, SYNC, IMAGE, VIDEO, SPEED, DISTILL)
+}
 
 # A small model learns from scratch: larger steps, a decay to the end, a shorter average.
 FROM_SCRATCH: dict[str, Any] = {
@@ -187,7 +210,9 @@ FROM_SCRATCH: dict[str, Any] = {
     "checkpoint_every": 20,
 }
 MINI_STAGES = {
-    "image": dataclasses.replace(IMAGE, steps=600, **FROM_SCRATCH),
+    "image": dataclasses.replace(
+        IMAGE, steps=600, starts_from=("autoencoder", "audio", "lips"), **FROM_SCRATCH
+    ),
     "video": dataclasses.replace(VIDEO, steps=18_000, **FROM_SCRATCH),
     "speed": dataclasses.replace(SPEED, steps=1600, **FROM_SCRATCH),
     "distill": dataclasses.replace(DISTILL, steps=1500, **(FROM_SCRATCH | {"lr": 1e-4})),

@@ -1,0 +1,178 @@
+"""A portrait's lips and lids, moved as they are told."""
+
+import numpy as np
+import pytest
+import torch
+
+from emo_cli.face_flow import (
+    CAVITY,
+    EYES,
+    FACE_POINTS,
+    LOWER_LIP,
+    FaceMoves,
+    lip_shape,
+    lip_width,
+    move_face,
+    usual_points,
+)
+from emo_cli.faces import find_faces
+from emo_cli.head_flow import moved_pictures
+
+SIDE = 128
+# Corners, lips (parted by 2), chin, nose; each eye's corners, lids and brow.
+MOUTH = [(44, 90), (84, 90), (64, 89), (64, 91), (64, 118), (64, 76)]
+LEFT, RIGHT = ([(24, 50), (48, 50), (36, 46), (36, 54), (36, 38)],
+               [(104, 50), (80, 50), (92, 46), (92, 54), (92, 38)])  # fmt: skip
+POINTS = np.pad(np.array(MOUTH + LEFT + RIGHT, np.float32), ((0, 0), (0, 1)))
+EYE_DISTANCE, GAP, WIDTH = 80, 2, 40
+
+
+def places(gap=GAP, width=WIDTH, lids=0.0, points=POINTS):
+    """Where each pixel's middle comes from [S, S, 2]; gap and width in pixels."""
+    lips = torch.tensor([[[gap, width]]]) / EYE_DISTANCE
+    face = FaceMoves(torch.from_numpy(points)[None], lips, torch.full((1, 1), lids))
+    return move_face(grid(), face)[0][0, 0]
+
+
+def grid():
+    axis = torch.arange(SIDE) + 0.5
+    return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)[None, None]
+
+
+def source(found, x, y):
+    """What lies at a place in pixels, weighed between the four middles around it."""
+    (left, across), (top, down) = divmod(x - 0.5, 1), divmod(y - 0.5, 1)
+    cell = found[int(top) : int(top) + 2, int(left) : int(left) + 2]
+    rows = torch.lerp(cell[0], cell[1], down)
+    return torch.lerp(rows[0], rows[1], across).tolist()
+
+
+def test_a_face_that_is_told_what_it_does_stays_as_it_is():
+    torch.testing.assert_close(places(), grid()[0, 0], atol=1e-4, rtol=0)
+
+
+def test_lips_part_and_the_jaw_falls_with_the_lower_one():
+    found = places(gap=18)
+    falls, rises = LOWER_LIP * 16, (1 - LOWER_LIP) * 16
+    low, high = 90 + LOWER_LIP * 18, 90 - (1 - LOWER_LIP) * 18
+    assert source(found, 64, low + 1) == pytest.approx([64, low + 1 - falls], abs=0.3)
+    assert source(found, 64, high - 0.5) == pytest.approx([64, high - 0.5 + rises], abs=0.3)
+    assert source(found, 64, 126)[1] < 125 - falls / 3  # the chin, which is at 118
+    inside = source(found, 64, 95)[1]
+    assert 90 - (1 - LOWER_LIP) * GAP <= inside <= 90 + LOWER_LIP * GAP  # what was between them
+    for x, y in ((64, 70), (64, 30), (10, 90), (120, 90), (36, 50), (92, 50)):
+        assert source(found, x, y) == pytest.approx([x, y], abs=0.05)
+
+
+def test_lips_meet_where_they_were_parted():
+    parted = POINTS.copy()
+    parted[2, 1], parted[3, 1] = 84, 96
+    found = places(gap=0, points=parted)
+    above, below = found[89, 64], found[90, 64]  # on both sides of the line where they meet
+    assert above[1] == pytest.approx(90 - (1 - LOWER_LIP) * 12 - 0.5, abs=0.3)
+    assert below[1] == pytest.approx(90 + LOWER_LIP * 12 + 0.5, abs=0.3)
+
+
+def test_lips_grow_wider_and_narrower_about_their_middle():
+    wide, narrow = places(width=1.2 * WIDTH), places(width=0.8 * WIDTH)
+    assert source(wide, 64 + 18, 90)[0] == pytest.approx(64 + 18 / 1.2, abs=0.5)
+    assert source(narrow, 64 - 14, 90)[0] == pytest.approx(64 - 14 / 0.8, abs=0.5)
+    assert source(wide, 64, 90)[0] == pytest.approx(64, abs=0.1)
+    assert source(wide, 6, 90)[0] == pytest.approx(6, abs=0.05)  # the surroundings rest
+
+
+def test_lids_come_down_as_far_as_is_told():
+    for shut, edge in ((1.0, 54), (0.5, 50)):
+        found = places(lids=shut)
+        for x in (36, 92):
+            assert source(found, x, edge - 0.5)[1] < 46.3  # skin and lashes of above the eye
+            assert source(found, x, edge + 1.5)[1] == pytest.approx(edge + 1.5, abs=0.2)
+            assert source(found, x, 36) == pytest.approx([x, 36], abs=0.05)  # the brow stays
+        assert source(found, 64, 50) == pytest.approx([64, 50], abs=0.05)
+
+
+def test_a_mirrored_face_moves_as_its_mirror_image():
+    plain = places(gap=10, width=36, lids=0.7)
+    mirrored = POINTS.copy()
+    mirrored[:, 0] = SIDE - mirrored[:, 0]
+    found = places(gap=10, width=36, lids=0.7, points=mirrored).flip(1)
+    found[..., 0] = SIDE - found[..., 0]
+    torch.testing.assert_close(found, plain, atol=1e-3, rtol=0)
+
+
+def test_a_turned_face_moves_as_it_is_turned():
+    quarter = POINTS.copy()
+    quarter[:, 0], quarter[:, 1] = SIDE - POINTS[:, 1], POINTS[:, 0]
+    found = places(gap=10, lids=0.7, points=quarter)
+    plain = places(gap=10, lids=0.7)
+    expected = torch.stack([SIDE - plain[..., 1], plain[..., 0]], -1).rot90(-1)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_each_frame_and_each_face_has_its_own():
+    lips = torch.tensor([[[0.0, 0.5], [0.2, 0.5]], [[0.1, 0.4], [0.0, 0.5]]])
+    points = torch.from_numpy(np.stack([POINTS, POINTS + np.float32([4, -3, 0])]))
+    lids = torch.tensor([[0.0, 1.0], [0.3, 0.0]])
+    together, _ = move_face(grid().expand(2, 2, -1, -1, -1), FaceMoves(points, lips, lids))
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        face = FaceMoves(points[i : i + 1], lips[i : i + 1, j : j + 1], lids[i : i + 1, j : j + 1])
+        torch.testing.assert_close(together[i, j], move_face(grid(), face)[0][0, 0])
+
+
+def test_it_is_dark_between_lips_that_were_shut_and_as_it_was_between_parted_ones():
+    def dark(gap, points=POINTS):
+        lips = torch.tensor([[[gap, WIDTH]]]) / EYE_DISTANCE
+        face = FaceMoves(torch.from_numpy(points)[None], lips, torch.zeros(1, 1))
+        return move_face(grid(), face)[1][0, 0]
+
+    shut, parted = POINTS.copy(), POINTS.copy()
+    shut[2:4, 1], parted[2, 1], parted[3, 1] = 90, 84, 96
+    low, high = 90 + LOWER_LIP * 18, 90 - (1 - LOWER_LIP) * 18
+    inside = dark(18, shut)
+    assert (inside[int(high) + 2 : int(low) - 2, 64] == 1).all()
+    assert not inside[: int(high), 64].any() and not inside[int(low) + 1 :, 64].any()
+    assert not inside[:, :43].any() and not inside[:, 85:].any()  # beside the corners
+    assert not dark(0, shut).any() and not dark(18, parted).any()
+    picture, lips = torch.ones(1, 3, SIDE, SIDE), torch.tensor([[[18, WIDTH]]]) / EYE_DISTANCE
+    face = FaceMoves(torch.from_numpy(shut)[None], lips, torch.zeros(1, 1))
+    seen = moved_pictures(picture, torch.zeros(1, 1, 2, 16, 16), face)[0, 0]
+    assert seen[:, 94, 64].tolist() == pytest.approx([2 * c - 1 for c in CAVITY], abs=1e-3)
+    assert (seen[:, 40] == 1).all()
+
+
+def test_pictures_are_moved_by_the_head_and_then_by_the_face():
+    """A head that has gone down: its lips part where they now are."""
+    picture = torch.zeros(1, 3, SIDE, SIDE)
+    picture[..., 96:, :] = 1  # white from below the lower lip
+    points = torch.from_numpy(POINTS)[None]
+    lips = torch.tensor([[[10.0, WIDTH]]]) / EYE_DISTANCE
+    flow = torch.zeros(1, 1, 2, 16, 16)
+    flow[:, :, 1] = -1  # from 8 pixels further up
+    face = FaceMoves(points, lips, torch.zeros(1, 1))
+    column = moved_pictures(picture, flow, face)[0, 0, 0, :, 64]
+    still = moved_pictures(picture, 0 * flow, face)[0, 0, 0, :, 64]
+    torch.testing.assert_close(column[8:], still[:-8], atol=1e-4, rtol=0)
+    assert (still[96:98] < 0.5).all()  # where the picture was white: the lip has gone down
+
+
+def test_the_shape_of_lips_is_measured_in_distances_of_the_eyes():
+    landmarks = np.zeros((3, 478, 3))
+    landmarks[:, list(FACE_POINTS)] = POINTS
+    landmarks[1, 14, 1] += 6
+    landmarks[2, 61, 0] -= 8
+    shape = lip_shape(landmarks)
+    assert shape.shape == (3, 2)
+    assert shape * EYE_DISTANCE == pytest.approx(np.array([[2, 40], [8, 40], [2, 48]]))
+    assert lip_shape(3 * landmarks) == pytest.approx(shape)  # whatever the face's size
+    assert lip_width(POINTS) == pytest.approx(shape[0, 1])
+
+
+def test_a_face_of_which_only_the_box_is_known_is_a_usual_one(shared_data):
+    picture = sorted((shared_data / "portraits" / "canada").glob("*neutral*"))[0]
+    from emo_cli.picture import read_picture
+
+    face = find_faces(read_picture(picture))[0]
+    found, usual = face.landmarks[list(FACE_POINTS), :2], usual_points(face.box)
+    assert usual.shape == (16, 3) and not usual[:, 2].any()
+    assert np.abs(found - usual[:, :2]).max() < 0.08 * face.height
+    assert len(EYES[0]) == len(EYES[1]) == 5
