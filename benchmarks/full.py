@@ -31,7 +31,7 @@ from emo_cli.config import ModelConfig, Quality
 from emo_cli.device import choose_device, choose_dtype
 from emo_cli.engine import Engine, Video
 from emo_cli.errors import EmoError
-from emo_cli.face_flow import usual_points
+from emo_cli.face_points import usual_points
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.portrait import Portrait
 from emo_cli.presets import FULL

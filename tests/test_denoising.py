@@ -6,7 +6,8 @@ import pytest
 import torch
 from small_models import SMALL_FULL, SMALL_MINI, randomised
 
-from emo_cli.face_flow import FaceMoves, usual_points
+from emo_cli.face_flow import FaceMoves
+from emo_cli.face_points import usual_points
 from emo_cli.head_flow import moved_pictures
 from emo_cli.model.emo_model import EmoModel, part_of
 from emo_cli.model.gestures import Gestures, Head

@@ -18,7 +18,8 @@ from emo_cli.conditions import windows
 from emo_cli.denoiser import BackboneSteps
 from emo_cli.device import Offload, choose_dtype, download, keep_freed_memory, upload
 from emo_cli.errors import EmoError
-from emo_cli.face_flow import FaceMoves, lip_width
+from emo_cli.face_flow import FaceMoves
+from emo_cli.face_points import lip_width
 from emo_cli.files import sha256_of
 from emo_cli.head_flow import head_flow, moved_pictures
 from emo_cli.head_path import head_path

@@ -4,17 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from emo_cli.face_flow import (
-    CAVITY,
-    EYES,
-    FACE_POINTS,
-    LOWER_LIP,
-    FaceMoves,
-    lip_shape,
-    lip_width,
-    move_face,
-    usual_points,
-)
+from emo_cli.face_flow import CAVITY, LOWER_LIP, FaceMoves, move_face
+from emo_cli.face_points import EYES, FACE_POINTS, lip_shape, lip_width, usual_points
 from emo_cli.faces import find_faces
 from emo_cli.head_flow import moved_pictures
 

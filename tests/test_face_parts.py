@@ -8,7 +8,7 @@ import torch
 from made_faces import made_labels
 from made_video import SIZE, numbered_frames
 
-from emo_cli.face_flow import lip_shape
+from emo_cli.face_points import lip_shape
 from emo_cli.training.dataset import ClipDataset, Needs
 from emo_cli.training.draws import Draw
 from emo_cli.training.face_parts import (

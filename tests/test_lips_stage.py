@@ -12,7 +12,7 @@ from small_models import SMALL_MINI
 from emo_cli import presets
 from emo_cli.conditions import windows
 from emo_cli.errors import EmoError
-from emo_cli.face_flow import FACE_POINTS, lip_shape, usual_points
+from emo_cli.face_points import FACE_POINTS, lip_shape, usual_points
 from emo_cli.model.lip_reader import LIP_UNITS, LipReader
 from emo_cli.model.load import load_part
 from emo_cli.training import commands, loop

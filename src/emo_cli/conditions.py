@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from emo_cli.device import upload
-from emo_cli.face_flow import FaceMoves, lip_width
+from emo_cli.face_flow import FaceMoves
+from emo_cli.face_points import lip_width
 from emo_cli.head_flow import HeadMoves, head_flow, moved_pictures
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.gestures import Gestures, Head

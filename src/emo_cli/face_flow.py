@@ -12,30 +12,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from emo_cli.faces import Box
+from emo_cli.face_points import LEAST
 
-# MediaPipe's numbers of what must be known of a face: the corners of the mouth, the inner lips in
-# the middle, chin and nose; of each eye the outer and inner corner, both lids and the brow.
-MOUTH = (61, 291, 13, 14, 152, 2)
-EYES = ((33, 133, 159, 145, 52), (263, 362, 386, 374, 282))
-FACE_POINTS = (*MOUTH, *EYES[0], *EYES[1])
 LOWER_LIP = 0.75  # of the gap between the lips is the lower one's, whose jaw falls
 SHOWS_INSIDE = 0.2  # of half a mouth's width: lips so far apart show an inside of their own
 CAVITY = (0.21, 0.075, 0.075)  # where they do not: RGB of 0..1
 EDGE = 0.05  # of half a mouth's width: over that the dark begins
 WIDER = (0.6, 1.6)  # lips of a portrait are made narrower and wider so far
-LEAST = 1.0  # pixels: nothing of a face is smaller
-# FACE_POINTS in a face's box: the mean of 60 people of the London set, made symmetric.
-USUAL = np.array(
-    [(0.32, 0.727), (0.68, 0.727), (0.5, 0.718), (0.5, 0.719), (0.5, 1.0), (0.5, 0.586)]
-    + [(0.187, 0.32), (0.383, 0.33), (0.265, 0.286), (0.273, 0.345), (0.214, 0.201)]
-    + [(0.813, 0.32), (0.617, 0.33), (0.735, 0.286), (0.727, 0.345), (0.786, 0.201)],
-)
 
 
 class FaceMoves(NamedTuple):
@@ -56,28 +42,6 @@ class _Axes(NamedTuple):
 
     def height(self, point: Tensor) -> Tensor:
         return ((point - self.centre) * self.down).sum(-1)
-
-
-def lip_shape(landmarks: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The gap between the lips and their width, both of the eyes, [T, V, 3] -> [T, 2]."""
-    left, right, upper, lower = (landmarks[:, number] for number in MOUTH[:4])
-    eyes = np.linalg.norm(landmarks[:, EYES[0][0]] - landmarks[:, EYES[1][0]], axis=-1)
-    gap = np.linalg.norm((upper - lower)[:, :2], axis=-1)  # as it is seen: lips differ in depth
-    width = np.linalg.norm(left - right, axis=-1)
-    return (np.stack([gap, width], -1) / eyes.clip(LEAST)[:, None]).astype(np.float32)
-
-
-def lip_width(points: NDArray[np.floating]) -> float:
-    """How wide the lips of FACE_POINTS [16, 3] are, of the eyes."""
-    width, eyes = (float(np.linalg.norm(points[a] - points[b])) for a, b in ((0, 1), (6, 11)))
-    return width / max(eyes, LEAST)
-
-
-def usual_points(box: Box) -> NDArray[np.float32]:
-    """FACE_POINTS [16, 3] of a face of which only the box is known: a usual one's."""
-    x0, y0, x1, y1 = box
-    places = np.array([x0, y0]) + USUAL * np.array([x1 - x0, y1 - y0])
-    return np.pad(places, ((0, 0), (0, 1))).astype(np.float32)
 
 
 def move_face(at: Tensor, face: FaceMoves) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from emo_cli.errors import EmoError
-from emo_cli.face_flow import FACE_POINTS, usual_points
+from emo_cli.face_points import FACE_POINTS, usual_points
 from emo_cli.faces import Box, Face, find_faces
 from emo_cli.picture import read_picture
 
@@ -41,7 +41,7 @@ class Portrait:
     """The portrait as the model takes it.
 
     `picture` [S, S, 3] uint8 RGB; `mask` [S, S] float32, 1 inside the face region, else 0;
-    `face_box` and `face_points` [16, 3] (`face_flow.py: FACE_POINTS`) in pixels of `picture`;
+    `face_box` and `face_points` [16, 3] (`face_points.FACE_POINTS`) in pixels of `picture`;
     `crop` (x0, y0, x1, y1) in pixels of the source, always a square inside it; `num_faces` found, 0
     where the region was given in pixels; `notes` are lines to tell the user.
     """

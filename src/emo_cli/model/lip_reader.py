@@ -30,7 +30,7 @@ class LipReader(nn.Module):
         self.out = nn.Linear(WINDOW_WIDTH, len(LIP_UNITS))
 
     def forward(self, windows: Tensor) -> Tensor:
-        """[B, F, 2m+1, L*D] -> [B, F, 2], of the eyes (`face_flow.py`): the gap between the lips,
+        """[B, F, 2m+1, L*D] -> [B, F, 2], of the eyes (`face_points.py`): the gap between the lips,
         and how much wider than usually they are."""
         x = F.gelu(self.frame(self.norm(windows[..., -self.width :])))
         lips = self.out(F.gelu(self.hidden(x.flatten(2)))).unbind(-1)

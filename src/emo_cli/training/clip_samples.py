@@ -16,7 +16,7 @@ from torch import Tensor
 from emo_cli.config import ModelConfig
 from emo_cli.console import note
 from emo_cli.errors import EmoError
-from emo_cli.face_flow import FACE_POINTS
+from emo_cli.face_points import FACE_POINTS
 from emo_cli.head_flow import head_flow
 from emo_cli.training.cut import cut_window
 from emo_cli.training.dataset import ClipDataset, Needs, NoUsableClip

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from emo_cli.errors import EmoError
-from emo_cli.face_flow import lip_shape
+from emo_cli.face_points import lip_shape
 from emo_cli.training.draws import Draw, begins_video, derive_seed
 from emo_cli.training.face_parts import (
     LIDS_MOVE,

@@ -93,7 +93,7 @@ class DenoisingLoss(nn.Module):
         [B]; for clips also `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame; where
         the model is told its head `flow` [B, F, 2, H, W], and `reference` beside its latents if it
         is there; where it is told its lips `lips` [B, F, 2] and the reference's `face_points`
-        [B, 16, 3], as `face_flow.py` measures them. With `corner` [B, 2] (y, x) latents and parts
+        [B, 16, 3], as `face_points.py` has them. With `corner` [B, 2] (y, x) latents and parts
         are windows of the picture that begin there; reference, mask and flow stay whole.
         """
         seeds = batch["seed"]

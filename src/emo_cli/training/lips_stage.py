@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from emo_cli.conditions import windows
 from emo_cli.config import ModelConfig
 from emo_cli.errors import EmoError
-from emo_cli.face_flow import lip_shape
+from emo_cli.face_points import lip_shape
 from emo_cli.model.lip_reader import LIP_UNITS, LipReader
 from emo_cli.training.clip_samples import features_of
 from emo_cli.training.dataset import ClipDataset, Needs

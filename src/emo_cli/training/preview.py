@@ -16,7 +16,7 @@ from torch import Tensor
 
 from emo_cli.config import GenerateOptions
 from emo_cli.engine import Engine
-from emo_cli.face_flow import FACE_POINTS
+from emo_cli.face_points import FACE_POINTS
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.portrait import Portrait
 from emo_cli.sound import SAMPLE_RATE_HZ, Sound
