@@ -100,25 +100,17 @@ AUDIO = Stage(
     checkpoint_every=100,
 )
 
-LIPS = Stage(
+LIPS = dataclasses.replace(
+    AUDIO,
     name="lips",
     trains=("*",),
-    freezes=(),
     starts_from=("audio",),
-    motion_frames=0,
     clip_frames=16,
     steps=1200,
     batch=24,
-    lr=1e-3,
     warmup_steps=50,
     final_lr=0.05,
     betas=(0.9, 0.99),
-    weight_decay=0.01,
-    gradient_norm=1.0,
-    ema_decay=0.99,
-    report_every=20,
-    evaluate_every=200,
-    checkpoint_every=100,
 )
 
 SYNC = Stage(
