@@ -112,11 +112,7 @@ def data_steps(options: argparse.Namespace, data: Path) -> list[Step]:
     made = [part for option, run in encoders for part in (option, str(options.out / run))]
     on = ("--device", options.device, "--precision", options.precision)
     grid, *puppets = datasets(options)
-    reader = (
-        *repeated("--data", [grid, *puppets]),
-        "--audio-model",
-        str(options.out / encoders[0][1]),
-    )
+    reader = (*repeated("--data", [grid, *puppets]), *made[:2], "--out", str(options.out / "lips"))
     talk = (*stills, *drivers, *shapes, "--count", count)
     films = [emo("prepare", str(data / "grid_s1"), "--out", str(grid), *size, name=grid.name)]
     for seed, folder in enumerate(puppets):
@@ -127,10 +123,7 @@ def data_steps(options: argparse.Namespace, data: Path) -> list[Step]:
         for folder in (grid, *puppets)
     ]
     tiny = TINY_TRAIN if options.tiny else ()
-    lips = emo(
-        "lips", *reader, "--out", str(options.out / "lips"), "--device", options.device, *tiny
-    )
-    return [*films, *encoded, lips]
+    return [*films, *encoded, emo("lips", *reader, "--device", options.device, *tiny)]
 
 
 def datasets(options: argparse.Namespace) -> list[Path]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from emo_cli.face_flow import CAVITY, LOWER_LIP, FaceMoves, move_face
-from emo_cli.face_points import EYES, FACE_POINTS, lip_shape, lip_width, usual_points
+from emo_cli.face_flow import CAVITY, LOWER_SHARE, FaceMoves, move_face
+from emo_cli.face_points import EYES, FACE_POINTS, lip_shape, usual_points
 from emo_cli.faces import find_faces
 from emo_cli.head_flow import moved_pictures
 
@@ -44,13 +44,13 @@ def test_a_face_that_is_told_what_it_does_stays_as_it_is():
 
 def test_lips_part_and_the_jaw_falls_with_the_lower_one():
     found = places(gap=18)
-    falls, rises = LOWER_LIP * 16, (1 - LOWER_LIP) * 16
-    low, high = 90 + LOWER_LIP * 18, 90 - (1 - LOWER_LIP) * 18
+    falls, rises = LOWER_SHARE * 16, (1 - LOWER_SHARE) * 16
+    low, high = 90 + LOWER_SHARE * 18, 90 - (1 - LOWER_SHARE) * 18
     assert source(found, 64, low + 1) == pytest.approx([64, low + 1 - falls], abs=0.3)
     assert source(found, 64, high - 0.5) == pytest.approx([64, high - 0.5 + rises], abs=0.3)
     assert source(found, 64, 126)[1] < 125 - falls / 3  # the chin, which is at 118
     inside = source(found, 64, 95)[1]
-    assert 90 - (1 - LOWER_LIP) * GAP <= inside <= 90 + LOWER_LIP * GAP  # what was between them
+    assert 90 - (1 - LOWER_SHARE) * GAP <= inside <= 90 + LOWER_SHARE * GAP  # what was between them
     for x, y in ((64, 70), (64, 30), (10, 90), (120, 90), (36, 50), (92, 50)):
         assert source(found, x, y) == pytest.approx([x, y], abs=0.05)
 
@@ -60,8 +60,8 @@ def test_lips_meet_where_they_were_parted():
     parted[2, 1], parted[3, 1] = 84, 96
     found = places(gap=0, points=parted)
     above, below = found[89, 64], found[90, 64]  # on both sides of the line where they meet
-    assert above[1] == pytest.approx(90 - (1 - LOWER_LIP) * 12 - 0.5, abs=0.3)
-    assert below[1] == pytest.approx(90 + LOWER_LIP * 12 + 0.5, abs=0.3)
+    assert above[1] == pytest.approx(90 - (1 - LOWER_SHARE) * 12 - 0.5, abs=0.3)
+    assert below[1] == pytest.approx(90 + LOWER_SHARE * 12 + 0.5, abs=0.3)
 
 
 def test_lips_grow_wider_and_narrower_about_their_middle():
@@ -118,7 +118,7 @@ def test_it_is_dark_between_lips_that_were_shut_and_as_it_was_between_parted_one
 
     shut, parted = POINTS.copy(), POINTS.copy()
     shut[2:4, 1], parted[2, 1], parted[3, 1] = 90, 84, 96
-    low, high = 90 + LOWER_LIP * 18, 90 - (1 - LOWER_LIP) * 18
+    low, high = 90 + LOWER_SHARE * 18, 90 - (1 - LOWER_SHARE) * 18
     inside = dark(18, shut)
     assert (inside[int(high) + 2 : int(low) - 2, 64] == 1).all()
     assert not inside[: int(high), 64].any() and not inside[int(low) + 1 :, 64].any()
@@ -148,14 +148,15 @@ def test_pictures_are_moved_by_the_head_and_then_by_the_face():
 
 def test_the_shape_of_lips_is_measured_in_distances_of_the_eyes():
     landmarks = np.zeros((3, 478, 3))
-    landmarks[:, list(FACE_POINTS)] = POINTS
+    landmarks[:, FACE_POINTS] = POINTS
     landmarks[1, 14, 1] += 6
     landmarks[2, 61, 0] -= 8
-    shape = lip_shape(landmarks)
+    points = landmarks[:, FACE_POINTS]
+    shape = lip_shape(points)
     assert shape.shape == (3, 2)
     assert shape * EYE_DISTANCE == pytest.approx(np.array([[2, 40], [8, 40], [2, 48]]))
-    assert lip_shape(3 * landmarks) == pytest.approx(shape)  # whatever the face's size
-    assert lip_width(POINTS) == pytest.approx(shape[0, 1])
+    assert lip_shape(3 * points) == pytest.approx(shape)  # whatever the face's size
+    assert lip_shape(POINTS) == pytest.approx(shape[0])
 
 
 def test_a_face_of_which_only_the_box_is_known_is_a_usual_one(shared_data):
@@ -163,7 +164,7 @@ def test_a_face_of_which_only_the_box_is_known_is_a_usual_one(shared_data):
     from emo_cli.picture import read_picture
 
     face = find_faces(read_picture(picture))[0]
-    found, usual = face.landmarks[list(FACE_POINTS), :2], usual_points(face.box)
+    found, usual = face.landmarks[FACE_POINTS, :2], usual_points(face.box)
     assert usual.shape == (16, 3) and not usual[:, 2].any()
     assert np.abs(found - usual[:, :2]).max() < 0.08 * face.height
     assert len(EYES[0]) == len(EYES[1]) == 5

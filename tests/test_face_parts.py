@@ -8,7 +8,7 @@ import torch
 from made_faces import made_labels
 from made_video import SIZE, numbered_frames
 
-from emo_cli.face_points import lip_shape
+from emo_cli.face_points import FACE_POINTS, lip_shape
 from emo_cli.training.dataset import ClipDataset, Needs
 from emo_cli.training.draws import Draw
 from emo_cli.training.face_parts import (
@@ -124,10 +124,12 @@ def test_a_sample_says_how_far_its_frames_eyes_are_shut_beside_the_whole_clip(bl
 def test_a_sample_says_how_its_frames_lips_are_and_how_wide_the_clips_usually(blinking):
     needs = Needs(motion_frames=4, clip_frames=12, window=2, size=SIZE)
     data = ClipDataset(str(blinking), split="train", needs=needs)
-    whole = lip_shape(data.all_labels(0).landmarks)
+    whole = lip_shape(data.all_labels(0).landmarks[:, FACE_POINTS])
     for seed in range(5):
         sample = data[Draw(0, seed)]
-        assert np.array_equal(sample["lips"].numpy(), lip_shape(sample["landmarks"][4:].numpy()))
+        assert np.array_equal(
+            sample["lips"].numpy(), lip_shape(sample["landmarks"][4:, FACE_POINTS].numpy())
+        )
         assert sample["lip_width"].item() == np.median(whole[:, 1])
 
 

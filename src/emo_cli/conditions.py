@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from emo_cli.device import upload
 from emo_cli.face_flow import FaceMoves
-from emo_cli.face_points import lip_width
+from emo_cli.face_points import lip_shape
 from emo_cli.head_flow import HeadMoves, head_flow, moved_pictures
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.gestures import Gestures, Head
@@ -99,7 +99,8 @@ class ClipConditions:
             return None
         with self.at_work(reader):
             lips = reader(heard[None])
-        usual = upload(torch.tensor([0.0, lip_width(points)]), self.device)
+        # Of the portrait's own lips only the width is theirs to keep.
+        usual = upload(torch.from_numpy(lip_shape(points) * [0, 1]).float(), self.device)
         return FaceMoves(upload(torch.from_numpy(points), self.device)[None], usual + lips, lids)
 
     def _head(self, video: Video, frames: slice, face: FaceMoves | None) -> Head:

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from emo_cli.face_points import LEAST
+from emo_cli.face_points import LEAST, LEFT_EYE, RIGHT_EYE
 
-LOWER_LIP = 0.75  # of the gap between the lips is the lower one's, whose jaw falls
+LOWER_SHARE = 0.75  # of the gap between the lips is the lower one's, whose jaw falls
 SHOWS_INSIDE = 0.2  # of half a mouth's width: lips so far apart show an inside of their own
 CAVITY = (0.21, 0.075, 0.075)  # where they do not: RGB of 0..1
 EDGE = 0.05  # of half a mouth's width: over that the dark begins
@@ -48,7 +48,7 @@ def move_face(at: Tensor, face: FaceMoves) -> tuple[Tensor, Tensor]:
     """Where places [B, F, S, S, 2] of the moved portrait come from in the portrait, in pixels; and
     how much of each is the dark between parted lips, [B, F, S, S], 0..1."""
     deep = face.points[:, None, None, None].unbind(-2)
-    eyes = (deep[6] - deep[11]).norm(dim=-1)
+    eyes = (deep[LEFT_EYE] - deep[RIGHT_EYE]).norm(dim=-1)
     gap, width = (eyes * lips for lips in face.lips[:, :, None, None].unbind(-1))  # in pixels
     wider = width / (deep[0] - deep[1]).norm(dim=-1).clamp_min(LEAST)
     points = [point[..., :2] for point in deep]  # each [B, 1, 1, 1, 2]
@@ -59,7 +59,7 @@ def move_face(at: Tensor, face: FaceMoves) -> tuple[Tensor, Tensor]:
     part = _around(at, mouth.centre, 2.4 * torch.maximum(mouth.half, mouth.height(chin) / 1.3))
     move, dark[part] = _mouth(at[part], mouth, (upper, lower, chin, nose), gap, wider)
     moved[part] += move
-    for outer, inner, above, below, brow in (points[6:11], points[11:]):
+    for outer, inner, above, below, brow in (points[LEFT_EYE:RIGHT_EYE], points[RIGHT_EYE:]):
         eye = _axes(outer, inner, down)
         part = _around(at, eye.centre, torch.maximum(eye.half, -eye.height(brow)))
         moved[part] += _eye(at[part], eye, (above, below, brow), lids)
@@ -103,7 +103,7 @@ def _mouth(
     jaw, face = axes.height(chin) - middle, middle - axes.height(nose)
     jaw, face = jaw.clamp_min(LEAST), face.clamp_min(LEAST)
     whole = 1 - _smooth((x.abs() - 0.8) / 1.6)  # the jaw falls as a whole
-    low, high = LOWER_LIP * lens, (LOWER_LIP - 1) * lens  # the lips' edges, of the gap
+    low, high = LOWER_SHARE * lens, (LOWER_SHARE - 1) * lens  # the lips' edges, of the gap
     under, over = below - low * gap, high * gap - below
     falls = torch.lerp(lens, whole, _smooth(under / (0.8 * jaw)))
     falls = falls * (1 - _smooth((below - jaw) / (0.8 * jaw)))
@@ -111,10 +111,10 @@ def _mouth(
     inside = was / gap.clamp_min(1e-3) * below
     source = torch.where(
         under >= 0,
-        torch.maximum(below - LOWER_LIP * (gap - was) * falls, low * was),
+        torch.maximum(below - LOWER_SHARE * (gap - was) * falls, low * was),
         torch.where(
             over >= 0,
-            torch.minimum(below + (1 - LOWER_LIP) * (gap - was) * rises, high * was),
+            torch.minimum(below + (1 - LOWER_SHARE) * (gap - was) * rises, high * was),
             inside,
         ),
     )

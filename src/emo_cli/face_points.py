@@ -1,6 +1,6 @@
 """The few points of a face by which its lips and lids are moved (`face_flow.py`), and their shape.
 
-Shapes: V = 478 landmarks of MediaPipe in pixels. "Of the eyes": in distances of the eyes' outer
+Shapes: 16 points of MediaPipe's 478, in pixels. "Of the eyes": in distances of the eyes' outer
 corners, so that the size of a face does not count.
 """
 
@@ -9,13 +9,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from emo_cli.face_motion import LOWER_LIP, MOUTH_CORNERS, UPPER_LIP
 from emo_cli.faces import Box
 
 # MediaPipe's numbers of what must be known of a face: the corners of the mouth, the inner lips in
 # the middle, chin and nose; of each eye the outer and inner corner, both lids and the brow.
-MOUTH = (61, 291, 13, 14, 152, 2)
+MOUTH = (*MOUTH_CORNERS, UPPER_LIP, LOWER_LIP, 152, 2)
 EYES = ((33, 133, 159, 145, 52), (263, 362, 386, 374, 282))
-FACE_POINTS = (*MOUTH, *EYES[0], *EYES[1])
+FACE_POINTS = [*MOUTH, *EYES[0], *EYES[1]]
+LEFT_EYE, RIGHT_EYE = 6, 11  # places of the outer corners among them
 LEAST = 1.0  # pixels: nothing of a face is smaller
 # FACE_POINTS in a face's box: the mean of 60 people of the London set, made symmetric.
 USUAL = np.array(
@@ -25,19 +27,14 @@ USUAL = np.array(
 )
 
 
-def lip_shape(landmarks: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The gap between the lips and their width, both of the eyes, [T, V, 3] -> [T, 2]."""
-    left, right, upper, lower = (landmarks[:, number] for number in MOUTH[:4])
-    eyes = np.linalg.norm(landmarks[:, EYES[0][0]] - landmarks[:, EYES[1][0]], axis=-1)
-    gap = np.linalg.norm((upper - lower)[:, :2], axis=-1)  # as it is seen: lips differ in depth
+def lip_shape(points: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The gap between the lips and their width, both of the eyes: FACE_POINTS [..., 16, 3] ->
+    [..., 2]."""
+    left, right, upper, lower = (points[..., number, :] for number in range(4))
+    eyes = np.linalg.norm(points[..., LEFT_EYE, :] - points[..., RIGHT_EYE, :], axis=-1)
+    gap = np.linalg.norm((upper - lower)[..., :2], axis=-1)  # as it is seen: lips differ in depth
     width = np.linalg.norm(left - right, axis=-1)
-    return (np.stack([gap, width], -1) / eyes.clip(LEAST)[:, None]).astype(np.float32)
-
-
-def lip_width(points: NDArray[np.floating]) -> float:
-    """How wide the lips of FACE_POINTS [16, 3] are, of the eyes."""
-    width, eyes = (float(np.linalg.norm(points[a] - points[b])) for a, b in ((0, 1), (6, 11)))
-    return width / max(eyes, LEAST)
+    return (np.stack([gap, width], -1) / eyes.clip(LEAST)[..., None]).astype(np.float32)
 
 
 def usual_points(box: Box) -> NDArray[np.float32]:

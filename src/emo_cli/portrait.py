@@ -69,7 +69,7 @@ def prepare_portrait(path: Path, *, size: int, face: int | None, face_region: st
         faces = find_faces(picture)
         num_faces = len(faces)
         chosen = _choose(faces, face, path.name, notes)
-        face_box, points = chosen.box, chosen.landmarks[list(FACE_POINTS)]
+        face_box, points = chosen.box, chosen.landmarks[FACE_POINTS]
         mask_box = None if region == "all" else _grow(face_box, *GROWTH[region])
     else:
         if face is not None:

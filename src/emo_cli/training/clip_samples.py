@@ -66,7 +66,7 @@ class ClipSamples:
         if self.config.unet.told_head:
             item["flow"] = self._flow(sample, dataset.needs.clip_frames)
         if self.config.unet.told_lips:
-            item["face_points"] = sample["reference_landmarks"][list(FACE_POINTS)]
+            item["face_points"] = sample["reference_landmarks"][FACE_POINTS]
         if self.window is None:
             return item
         corner = self._corner(sample["boxes"].float().mean(0), drawn.seed)

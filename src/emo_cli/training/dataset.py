@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from emo_cli.errors import EmoError
-from emo_cli.face_points import lip_shape
+from emo_cli.face_points import FACE_POINTS, lip_shape
 from emo_cli.training.draws import Draw, begins_video, derive_seed
 from emo_cli.training.face_parts import (
     LIDS_MOVE,
@@ -263,7 +263,7 @@ class ClipDataset:
     ) -> dict[str, Tensor]:
         around = self._around(chosen[0], labels.num_frames)
         clip = chosen[self.needs.motion_frames :]
-        lips = lip_shape(labels.landmarks)
+        lips = lip_shape(labels.landmarks[:, FACE_POINTS])
         tensors = {
             "boxes": labels.boxes[chosen],
             "landmarks": labels.landmarks[chosen],

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emo_cli import face_points
 from emo_cli.portrait import GROWTH
 from emo_cli.training.draws import derive_seed
 
@@ -17,7 +18,7 @@ LIP_MARGIN = (0.15, 0.35)  # of the lips' width and height: an open jaw moves wh
 # The face's outline below the mouth, from one corner of the jaw over the chin to the other.
 JAW = (172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397)
 JAW_MARGIN = 0.1  # of the jaw's height below the lips: the outline itself, and what it uncovers
-EYES = ((33, 133, 159, 145), (263, 362, 386, 374))  # corners and lids
+EYES = tuple(eye[:4] for eye in face_points.EYES)  # corners and lids
 EYE_MARGIN = (0.2, 0.5)  # of an eye's width, around its corners: a shut eye is as large
 LIDS_FALL = (0.2, 0.6)  # of an eye's height: where a blink begins and where it counts in full
 LIDS_MOVE = (0.15, 0.8)  # the same, for a model that is told how far they have fallen

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from emo_cli.conditions import windows
 from emo_cli.config import ModelConfig
 from emo_cli.errors import EmoError
-from emo_cli.face_points import lip_shape
+from emo_cli.face_points import FACE_POINTS, lip_shape
 from emo_cli.model.lip_reader import LIP_UNITS, LipReader
 from emo_cli.training.clip_samples import features_of
 from emo_cli.training.dataset import ClipDataset, Needs
@@ -137,6 +137,6 @@ def _agreement(module: LipsLoss, dataset: ClipDataset, index: int) -> float:
     device = next(module.parameters()).device
     features = dataset.all_features(index).to(device).float()
     read = module.reader(windows(features, 2 * module.window + 1)[None])[0, :, 0].cpu().numpy()
-    real = lip_shape(dataset.all_labels(index).landmarks)[:, 0]
+    real = lip_shape(dataset.all_labels(index).landmarks[:, FACE_POINTS])[:, 0]
     real = real[module.window : module.window + len(read)]
     return float(np.corrcoef(read, real)[0, 1]) if real.std() > 0 else float("nan")

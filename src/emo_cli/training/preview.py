@@ -70,7 +70,7 @@ def _example(engine: Engine, dataset: ClipDataset, index: int, *, hears: bool) -
         picture=reference,
         mask=union_mask(labels.boxes, size),
         face_box=cast(Any, tuple(labels.boxes[0].tolist())),
-        face_points=labels.landmarks[0][list(FACE_POINTS)],
+        face_points=labels.landmarks[0][FACE_POINTS],
         crop=(0, 0, size, size),
         num_faces=1,
         notes=(),

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from emo_cli.face_flow import CAVITY
 from emo_cli.face_motion import LOWER_LIP, UPPER_LIP
 from emo_cli.training.puppets.mesh import (
     EYE_CORNERS,
@@ -37,7 +38,6 @@ UPPER_ROW = ((0.094, 0.115, 0.0), (0.073, 0.100, 0.008), (0.070, 0.108, 0.002),
 LOWER_ROW = ((0.058, 0.09, 0.0), (0.062, 0.09, 0.001), (0.068, 0.10, -0.004),
              (0.062, 0.08, 0.012), (0.052, 0.07, 0.022), (0.045, 0.06, 0.03))
 # fmt: on
-CAVITY = (0.21, 0.075, 0.075)
 TONGUE = (0.60, 0.30, 0.29)
 GUMS = (0.62, 0.33, 0.32)
 
