@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from emo_cli.face_flow import CAVITY, LOWER_SHARE, FaceMoves, move_face
+from emo_cli.face_flow import BITE, LOWER_SHARE, OWN_BITE, FaceMoves, move_face
 from emo_cli.face_points import EYES, FACE_POINTS, lip_shape, usual_points
 from emo_cli.faces import find_faces
 from emo_cli.head_flow import moved_pictures
@@ -59,15 +59,16 @@ def test_lips_meet_where_they_were_parted():
     parted = POINTS.copy()
     parted[2, 1], parted[3, 1] = 84, 96
     found = places(gap=0, points=parted)
-    above, below = found[89, 64], found[90, 64]  # on both sides of the line where they meet
-    assert above[1] == pytest.approx(90 - (1 - LOWER_SHARE) * 12 - 0.5, abs=0.3)
-    assert below[1] == pytest.approx(90 + LOWER_SHARE * 12 + 0.5, abs=0.3)
+    above, below = found[86, 64], found[87, 64]  # on both sides of the line where they meet
+    assert above[1] == pytest.approx(84, abs=1)  # the upper lip's edge
+    assert below[1] == pytest.approx(96, abs=1)
 
 
 def test_lips_grow_wider_and_narrower_about_their_middle():
     wide, narrow = places(width=1.2 * WIDTH), places(width=0.8 * WIDTH)
-    assert source(wide, 64 + 18, 90)[0] == pytest.approx(64 + 18 / 1.2, abs=0.5)
-    assert source(narrow, 64 - 14, 90)[0] == pytest.approx(64 - 14 / 0.8, abs=0.5)
+    for x, y in ((64 + 16, 93), (64 - 14, 87)):  # on the lips; between them teeth rest
+        assert source(wide, x, y)[0] == pytest.approx(64 + (x - 64) / 1.2, abs=0.5)
+        assert source(narrow, x, y)[0] == pytest.approx(64 + (x - 64) / 0.8, abs=0.5)
     assert source(wide, 64, 90)[0] == pytest.approx(64, abs=0.1)
     assert source(wide, 6, 90)[0] == pytest.approx(6, abs=0.05)  # the surroundings rest
 
@@ -110,25 +111,58 @@ def test_each_frame_and_each_face_has_its_own():
         torch.testing.assert_close(together[i, j], move_face(grid(), face)[0][0, 0])
 
 
-def test_it_is_dark_between_lips_that_were_shut_and_as_it_was_between_parted_ones():
-    def dark(gap, points=POINTS):
-        lips = torch.tensor([[[gap, WIDTH]]]) / EYE_DISTANCE
-        face = FaceMoves(torch.from_numpy(points)[None], lips, torch.zeros(1, 1))
-        return move_face(grid(), face)[1][0, 0]
+SHUT, PARTED = POINTS.copy(), POINTS.copy()
+SHUT[2:4, 1], PARTED[2, 1], PARTED[3, 1] = 90, 86, 98  # lips meet at 90, or 89
 
-    shut, parted = POINTS.copy(), POINTS.copy()
-    shut[2:4, 1], parted[2, 1], parted[3, 1] = 90, 84, 96
+
+def laid_over(gap, points):
+    """Colours [S, S, 3] of a mouth's inside and how much they cover [S, S]; gap in pixels."""
+    lips = torch.tensor([[[gap, WIDTH]]]) / EYE_DISTANCE
+    face = FaceMoves(torch.from_numpy(points)[None], lips, torch.zeros(1, 1))
+    inside = move_face(grid(), face)[1]
+    return inside.colour[0, 0], inside.cover[0, 0]
+
+
+def test_lips_that_were_shut_part_over_teeth_and_the_dark():
+    colour, cover = laid_over(18, SHUT)
     low, high = 90 + LOWER_SHARE * 18, 90 - (1 - LOWER_SHARE) * 18
-    inside = dark(18, shut)
-    assert (inside[int(high) + 2 : int(low) - 2, 64] == 1).all()
-    assert not inside[: int(high), 64].any() and not inside[int(low) + 1 :, 64].any()
-    assert not inside[:, :43].any() and not inside[:, 85:].any()  # beside the corners
-    assert not dark(0, shut).any() and not dark(18, parted).any()
-    picture, lips = torch.ones(1, 3, SIDE, SIDE), torch.tensor([[[18, WIDTH]]]) / EYE_DISTANCE
-    face = FaceMoves(torch.from_numpy(shut)[None], lips, torch.zeros(1, 1))
-    seen = moved_pictures(picture, torch.zeros(1, 1, 2, 16, 16), face)[0, 0]
-    assert seen[:, 94, 64].tolist() == pytest.approx([2 * c - 1 for c in CAVITY], abs=1e-3)
-    assert (seen[:, 40] == 1).all()
+    assert (cover[int(high) + 2 : int(low) - 2, 64] == 1).all()
+    assert not cover[: int(high), 64].any() and not cover[int(low) + 1 :, 64].any()
+    assert not cover[:, :43].any() and not cover[:, 85:].any()  # beside the corners
+    assert not laid_over(0, SHUT)[1].any()
+    bite = int(90 + BITE * EYE_DISTANCE)
+    teeth, dark = colour[bite - 3, 60], colour[bite + 2, 60]
+    assert teeth.min() > 0.3 and dark.max() < 0.25 < 0.5 * teeth.max()
+    far = laid_over(40, SHUT)[0]  # the jaw has fallen further, the teeth have not
+    assert far[bite - 1, 60].min() > 0.3 and far[bite + 2, 60].max() < 0.3
+    tongue = far[int(90 + LOWER_SHARE * 40) - 4, 64]
+    assert tongue[0] > 1.5 * tongue[1]
+
+
+def test_teeth_that_a_portrait_shows_stay_where_they_are():
+    bite = 98 - OWN_BITE * 12
+    for gap in (4, 12, 24):
+        found = places(gap=gap, points=PARTED)
+        for y in (89, 91):  # seen whatever the lips do
+            assert source(found, 60, y) == pytest.approx([60, y], abs=0.05)
+    colour, cover = laid_over(24, PARTED)
+    assert not cover[85 : int(bite) - 2, 64].any() and (cover[int(bite) + 1 : 105, 64] == 1).all()
+    assert colour[int(bite) + 2, 64].max() < 0.3
+    assert not laid_over(12, PARTED)[1].any() and not laid_over(4, PARTED)[1].any()
+
+
+def test_a_mouth_is_as_light_as_its_face():
+    face = FaceMoves(torch.from_numpy(SHUT)[None], torch.tensor([[[0.25, 0.5]]]), torch.zeros(1, 1))
+    still = torch.zeros(1, 1, 2, 16, 16)
+    bright, dark = (
+        moved_pictures(torch.full((1, 3, SIDE, SIDE), 2 * grey - 1), still, face)[0, 0]
+        for grey in (0.75, 0.375)
+    )
+    (colour, cover), at = laid_over(0.25 * EYE_DISTANCE, SHUT), (88, 60)
+    assert cover[at] == 1
+    torch.testing.assert_close((bright[:, *at] + 1) / 2, colour[at], atol=1e-3, rtol=0)
+    torch.testing.assert_close((dark[:, *at] + 1) / 2, colour[at] / 2, atol=1e-3, rtol=0)
+    assert (bright[:, :, 40] == 0.5).all()  # beside the mouth nothing is laid over
 
 
 def test_pictures_are_moved_by_the_head_and_then_by_the_face():

@@ -1,8 +1,8 @@
 """How lips and lids of a portrait move, for models that are shown it so (`UNetConfig.told_lips`).
 
-Lips part along the line where they meet, the lower one takes the chin along, and it is dark between
-them; lids come down over the eyes. As with the head (`head_flow.py`) that is a hint from which a
-network draws the frame: the inside of a mouth that was shut is not in the portrait.
+Lips part along the line where they meet, the lower one takes the chin along; between them are the
+teeth that the portrait shows, else drawn ones, tongue and dark (`mouth.py`); lids come down over
+the eyes. As with the head (`head_flow.py`) that is a hint from which a network draws the frame.
 
 Shapes: B clips, F frames, S side of the picture in pixels; x right, y down. "Of the eyes": in
 distances of the eyes' outer corners, so that the size of a face does not count.
@@ -15,12 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from emo_cli.device import upload
 from emo_cli.face_points import LEAST, LEFT_EYE, RIGHT_EYE
+from emo_cli.mouth import drawn_teeth, inside_colours, shade
 
 LOWER_SHARE = 0.75  # of the gap between the lips is the lower one's, whose jaw falls
 SHOWS_INSIDE = 0.2  # of half a mouth's width: lips so far apart show an inside of their own
-CAVITY = (0.21, 0.075, 0.075)  # where they do not: RGB of 0..1
-EDGE = 0.05  # of half a mouth's width: over that the dark begins
+EDGE = 0.05  # of half a mouth's width: over that the inside begins
+TEETH = drawn_teeth(0)
+BITE = 0.028  # of the eyes: so far below the line where lips meet teeth end
+OWN_BITE = 0.15  # of the gap of an open portrait: so far above its lower lip its own end
 WIDER = (0.6, 1.6)  # lips of a portrait are made narrower and wider so far
 
 
@@ -30,6 +34,13 @@ class FaceMoves(NamedTuple):
     points: Tensor  # [B, 16, 3], FACE_POINTS of the portrait in pixels
     lips: Tensor  # [B, F, 2], the gap between them and their width, of the eyes
     lids: Tensor  # [B, F], 0 open .. 1 shut
+
+
+class Inside(NamedTuple):
+    """What lies between the lips and is not the portrait's."""
+
+    colour: Tensor  # [B, F, S, S, 3] RGB of 0..1, in a light of 1
+    cover: Tensor  # [B, F, S, S] 0..1, how much of each place it takes
 
 
 class _Axes(NamedTuple):
@@ -44,9 +55,36 @@ class _Axes(NamedTuple):
         return ((point - self.centre) * self.down).sum(-1)
 
 
-def move_face(at: Tensor, face: FaceMoves) -> tuple[Tensor, Tensor]:
+class _Mouth(NamedTuple):
+    """Places [B, F, S, S] against a mouth, and the mouth [B, F, 1, 1]; in pixels where not said."""
+
+    u: Tensor  # along it, 1 is a corner
+    v: Tensor  # down from its corners
+    x: Tensor  # along it as `u`, where lips were before they grew wider or narrower
+    middle: Tensor  # where lips meet, at the middle
+    was: Tensor  # the gap in the portrait
+    gap: Tensor
+    half: Tensor  # its width
+    eyes: Tensor
+
+    def beside_line(self, x: Tensor) -> Tensor:
+        """Down from the bowed line along which lips meet."""
+        return self.v - self.middle * _bow(x)
+
+    @property
+    def parted(self) -> Tensor:
+        """0..1: further than in the portrait."""
+        return ((self.gap - self.was) / (2 * EDGE * self.half)).clamp(0, 1)
+
+    def edges(self, x: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the lower and the upper lip, against that line."""
+        lens = gap * _bow(x).sqrt()
+        return LOWER_SHARE * lens, (LOWER_SHARE - 1) * lens
+
+
+def move_face(at: Tensor, face: FaceMoves) -> tuple[Tensor, Inside]:
     """Where places [B, F, S, S, 2] of the moved portrait come from in the portrait, in pixels; and
-    how much of each is the dark between parted lips, [B, F, S, S], 0..1."""
+    what lies over it."""
     deep = face.points[:, None, None, None].unbind(-2)
     eyes = (deep[LEFT_EYE] - deep[RIGHT_EYE]).norm(dim=-1)
     gap, width = (eyes * lips for lips in face.lips[:, :, None, None].unbind(-1))  # in pixels
@@ -54,16 +92,17 @@ def move_face(at: Tensor, face: FaceMoves) -> tuple[Tensor, Tensor]:
     points = [point[..., :2] for point in deep]  # each [B, 1, 1, 1, 2]
     left, right, upper, lower, chin, nose = points[:6]
     down, lids = chin - nose, face.lids[:, :, None, None]
-    moved, dark = at.clone(), torch.zeros_like(at[..., 0])
-    mouth = _axes(left, right, down)
-    part = _around(at, mouth.centre, 2.4 * torch.maximum(mouth.half, mouth.height(chin) / 1.3))
-    move, dark[part] = _mouth(at[part], mouth, (upper, lower, chin, nose), gap, wider)
-    moved[part] += move
+    inside = Inside(at.new_zeros(*at.shape[:-1], 3), at.new_zeros(at.shape[:-1]))
+    moved, axes = at.clone(), _axes(left, right, down)
+    part = _around(at, axes.centre, 2.4 * torch.maximum(axes.half, axes.height(chin) / 1.3))
+    mouth = _mouth(at[part], axes, (upper, lower), gap, wider, eyes)
+    moved[part] += _lips(mouth, axes, chin, nose)
+    inside.colour[part], inside.cover[part] = _inside(mouth)
     for outer, inner, above, below, brow in (points[LEFT_EYE:RIGHT_EYE], points[RIGHT_EYE:]):
         eye = _axes(outer, inner, down)
         part = _around(at, eye.centre, torch.maximum(eye.half, -eye.height(brow)))
         moved[part] += _eye(at[part], eye, (above, below, brow), lids)
-    return moved, dark
+    return moved, inside
 
 
 def _around(at: Tensor, centre: Tensor, reach: Tensor) -> tuple[slice, ...]:
@@ -85,50 +124,76 @@ def _axes(left: Tensor, right: Tensor, down: Tensor) -> _Axes:
 
 
 def _mouth(
-    at: Tensor, axes: _Axes, points: tuple[Tensor, ...], gap: Tensor, wider: Tensor
-) -> tuple[Tensor, Tensor]:
-    """From places to their sources, [B, F, S, S, 2]: lips so far apart, so many times as wide; and
-    how dark it is there."""
-    upper, lower, chin, nose = points
+    at: Tensor,
+    axes: _Axes,
+    lips: tuple[Tensor, Tensor],
+    gap: Tensor,
+    wider: Tensor,
+    eyes: Tensor,
+) -> _Mouth:
+    upper, lower = lips
     beside = at - axes.centre
     u, v = (beside * axes.along).sum(-1) / axes.half, (beside * axes.down).sum(-1)
-    middle = axes.height((upper + lower) / 2)
-    was, gap = (upper - lower).norm(dim=-1), gap.clamp_min(0)
+    middle = axes.height(torch.lerp(upper, lower, 1 - LOWER_SHARE))
     # Narrower or wider lips, which the cheeks beside them make up for.
     near = 1 - _smooth(torch.hypot(u, (v - middle) / (1.3 * axes.half)) - 1)
     x = u * (1 + near * (1 / wider.clamp(*WIDER) - 1))
-    bow = (1 - x.square()).clamp_min(0)
-    lens = bow.sqrt()  # lips part like this, more in the middle
-    below = v - middle * bow  # the line where they meet
-    jaw, face = axes.height(chin) - middle, middle - axes.height(nose)
+    was = (upper - lower).norm(dim=-1)
+    return _Mouth(u, v, x, middle, was, gap.clamp_min(0), axes.half, eyes)
+
+
+def _lips(mouth: _Mouth, axes: _Axes, chin: Tensor, nose: Tensor) -> Tensor:
+    """From places to their sources, [B, F, S, S, 2]: lips so far apart, so many times as wide."""
+    x, was, gap = mouth.x, mouth.was, mouth.gap
+    below, lens = mouth.beside_line(x), _bow(x).sqrt()
+    jaw, face = axes.height(chin) - mouth.middle, mouth.middle - axes.height(nose)
     jaw, face = jaw.clamp_min(LEAST), face.clamp_min(LEAST)
+    low, high = mouth.edges(x, gap)
+    was_low, was_high = mouth.edges(x, was)
+    under, over = below - low, high - below
     whole = 1 - _smooth((x.abs() - 0.8) / 1.6)  # the jaw falls as a whole
-    low, high = LOWER_SHARE * lens, (LOWER_SHARE - 1) * lens  # the lips' edges, of the gap
-    under, over = below - low * gap, high * gap - below
     falls = torch.lerp(lens, whole, _smooth(under / (0.8 * jaw)))
     falls = falls * (1 - _smooth((below - jaw) / (0.8 * jaw)))
     rises = lens * (1 - _smooth(over / (0.8 * face)))
-    inside = was / gap.clamp_min(1e-3) * below
-    source = torch.where(
-        under >= 0,
-        torch.maximum(below - LOWER_SHARE * (gap - was) * falls, low * was),
-        torch.where(
-            over >= 0,
-            torch.minimum(below + (1 - LOWER_SHARE) * (gap - was) * rises, high * was),
-            inside,
-        ),
+    lower = torch.maximum(below - LOWER_SHARE * (gap - was) * falls, was_low)
+    upper = torch.minimum(below + (1 - LOWER_SHARE) * (gap - was) * rises, was_high)
+    # Teeth rest while lips move; where the upper lip rises above what was seen, more of the same.
+    rest, (rest_low, rest_high) = mouth.beside_line(mouth.u), mouth.edges(mouth.u, was)
+    highest = rest_high * (1 - 0.4 * mouth.parted)
+    teeth = torch.minimum(torch.maximum(rest, highest), rest_low)
+    between = (under < 0) & (over < 0)
+    downwards = torch.where(between, teeth - rest, torch.where(under >= 0, lower, upper) - below)
+    sideways = torch.where(between, 0, (x - mouth.u) * mouth.half)
+    return sideways[..., None] * axes.along + downwards[..., None] * axes.down
+
+
+def _inside(mouth: _Mouth) -> tuple[Tensor, Tensor]:
+    """As in `Inside`: teeth that rest, a tongue that falls by half of what the jaw does."""
+    below, (low, high) = mouth.beside_line(mouth.x), mouth.edges(mouth.x, mouth.gap)
+    begins = EDGE * mouth.half
+    shows = (mouth.was / (SHOWS_INSIDE * mouth.half)).clamp(0, 1)
+    teeth = mouth.edges(mouth.u, (1 - OWN_BITE / LOWER_SHARE) * mouth.was)[0]
+    own = teeth - mouth.beside_line(mouth.u)
+    cover = (torch.minimum(low - below, below - high) / begins).clamp(0, 1)
+    cover = cover * (1 - shows * (own / begins).clamp(0, 1)) * (1 - shows * (1 - mouth.parted))
+    bite = torch.lerp(BITE * mouth.eyes, (LOWER_SHARE - OWN_BITE) * mouth.was, shows)
+    down, fallen = mouth.v - mouth.middle, LOWER_SHARE * mouth.gap / 2 + 0.02 * mouth.eyes
+    across = mouth.u * mouth.half / mouth.eyes
+    upper_at, tongue_at = (
+        torch.stack([across, (down - edge) / mouth.eyes], -1).flatten(0, 1).flatten(1, 2)
+        for edge in (bite, fallen)
     )
-    sideways, downwards = (x - u) * axes.half, source + middle * bow - v
-    new = (1 - was / (SHOWS_INSIDE * axes.half)).clamp_min(0)
-    dark = new * (torch.minimum(-under, -over) / (EDGE * axes.half)).clamp(0, 1)
-    return sideways[..., None] * axes.along + downwards[..., None] * axes.down, dark
+    row = upload(torch.from_numpy(TEETH.upper), down.device), upper_at
+    colour = inside_colours([row], tongue_at).view(*down.shape, 3)
+    width = 2 * mouth.half
+    return colour * shade((mouth.x + 1) / 2, (below - high) / width, mouth.gap / width), cover
 
 
 def _eye(at: Tensor, axes: _Axes, points: tuple[Tensor, ...], shut: Tensor) -> Tensor:
     """From places to their sources, [B, F, S, S, 2]: the upper lid comes down to the lower one."""
     beside = at - axes.centre
     u, v = (beside * axes.along).sum(-1) / axes.half, (beside * axes.down).sum(-1)
-    bow = (1 - u.square()).clamp_min(0)
+    bow = _bow(u)
     above, below, brow = (axes.height(point) for point in points)
     edge = above * bow
     fallen = edge + shut * (below - above).clamp_min(0) * bow
@@ -136,6 +201,11 @@ def _eye(at: Tensor, axes: _Axes, points: tuple[Tensor, ...], shut: Tensor) -> T
     share = ((v - top) / (fallen - top)).clamp(0, 1)
     downwards = torch.where(v < fallen, share * (edge - fallen), 0)
     return downwards[..., None] * axes.down
+
+
+def _bow(x: Tensor) -> Tensor:
+    """1 in the middle of a mouth or an eye, 0 at its corners and beyond."""
+    return (1 - x.square()).clamp_min(0)
 
 
 def _smooth(share: Tensor) -> Tensor:

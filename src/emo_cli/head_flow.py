@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emo_cli.device import upload
-from emo_cli.face_flow import CAVITY, FaceMoves, move_face
+from emo_cli.face_flow import FaceMoves, move_face
 from emo_cli.faces import Box
+from emo_cli.mouth import light_on
 
 Array = NDArray[np.floating]
 
@@ -75,9 +75,9 @@ def moved_pictures(pictures: Tensor, flow: Tensor, face: FaceMoves | None = None
     axis = torch.arange(size, device=flow.device) + 0.5
     step = size / flow.shape[-1]
     at = torch.stack([axis + step * fine[:, 0], axis[:, None] + step * fine[:, 1]], -1)
-    dark = None
+    inside = None
     if face is not None:
-        moved, dark = move_face(at.unflatten(0, (batch, frames)), face)
+        moved, inside = move_face(at.unflatten(0, (batch, frames)), face)
         at = moved.flatten(0, 1)
     still = pictures.float().repeat_interleave(frames, 0)
     place = at * (2 / size) - 1
@@ -86,7 +86,8 @@ def moved_pictures(pictures: Tensor, flow: Tensor, face: FaceMoves | None = None
     )
     low, high = still.amin(), still.amax()  # bicubic sampling overshoots at edges
     fetched = fetched.clamp(low, high).unflatten(0, (batch, frames))
-    if dark is None:
+    if face is None or inside is None:
         return fetched
-    cavity = 2 * torch.tensor(CAVITY) - 1
-    return torch.lerp(fetched, upload(cavity, at.device)[:, None, None], dark[:, :, None])
+    light = light_on(pictures, face.points)[:, None, None, None]
+    colour = 2 * (inside.colour * light).clamp(0, 1) - 1
+    return torch.lerp(fetched, colour.movedim(-1, 2), inside.cover[:, :, None])

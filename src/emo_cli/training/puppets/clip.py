@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from emo_cli.face_motion import rotation_between_frames
 from emo_cli.faces import FaceFinder
+from emo_cli.mouth import drawn_teeth
 from emo_cli.training.draws import derive_seed
 from emo_cli.training.puppets.driver import Driver
 from emo_cli.training.puppets.mesh import (
@@ -23,7 +24,7 @@ from emo_cli.training.puppets.mesh import (
     distance,
 )
 from emo_cli.training.puppets.motion import make_motion
-from emo_cli.training.puppets.mouth import drawn_teeth, own_teeth
+from emo_cli.training.puppets.mouth import own_teeth
 from emo_cli.training.puppets.pose import Pose, make_pose
 from emo_cli.training.puppets.render import Look, render
 from emo_cli.training.puppets.still import Framing, Still, make_still, turned_by

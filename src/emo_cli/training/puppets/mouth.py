@@ -1,4 +1,4 @@
-"""What shows between parted lips: teeth fixed to the skull or the jaw, tongue, dark.
+"""What shows between a puppet's parted lips: teeth fixed to the skull or the jaw, tongue, dark.
 
 Legend: `B` frames, `P` pixels of a window; `e` the distance of the outer eye corners, in which
 everything here is measured, because teeth scale with the skull and not with the smile.
@@ -6,15 +6,14 @@ everything here is measured, because teeth scale with the skull and not with the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from emo_cli.face_flow import CAVITY
+from emo_cli import mouth
 from emo_cli.face_motion import LOWER_LIP, UPPER_LIP
+from emo_cli.mouth import TEXTURE_HEIGHT, TEXTURE_WIDTH, Teeth, texture_places
 from emo_cli.training.puppets.mesh import (
     EYE_CORNERS,
     INNER_LOWER_LIP,
@@ -27,44 +26,6 @@ from emo_cli.training.puppets.mesh import (
 )
 from emo_cli.training.puppets.slit import InSlit, locate
 from emo_cli.training.puppets.still import Still
-
-# A teeth texture covers x -0.4..0.4 e and y -0.16..0.08 e around the middle of the biting edge.
-LEFT, TOP, RIGHT, BOTTOM = -0.4, -0.16, 0.4, 0.08
-TEXTURE_WIDTH, TEXTURE_HEIGHT = 160, 48
-# From the middle outwards, in e = 88 mm: width, length, how far the edge stays behind.
-# fmt: off
-UPPER_ROW = ((0.094, 0.115, 0.0), (0.073, 0.100, 0.008), (0.070, 0.108, 0.002),
-             (0.058, 0.09, 0.012), (0.048, 0.08, 0.022), (0.045, 0.07, 0.035))
-LOWER_ROW = ((0.058, 0.09, 0.0), (0.062, 0.09, 0.001), (0.068, 0.10, -0.004),
-             (0.062, 0.08, 0.012), (0.052, 0.07, 0.022), (0.045, 0.06, 0.03))
-# fmt: on
-TONGUE = (0.60, 0.30, 0.29)
-GUMS = (0.62, 0.33, 0.32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Teeth:
-    """Two rows of teeth, RGBA textures [h, w, 4] in 0..1, lit as by a light of 1.
-
-    `edge` is where the upper row's biting edge lies: below the shut lips' line, in e; None for
-    the still's own teeth, which stay where the still shows them.
-    """
-
-    upper: Array
-    lower: Array
-    edge: float | None
-
-
-def drawn_teeth(seed: int) -> Teeth:
-    """Teeth of nobody: widths, colour and irregularities by the seed."""
-    rng = np.random.default_rng(seed)
-    bright = rng.uniform(0.74, 0.95)
-    enamel = bright * np.array([1.0, rng.uniform(0.92, 0.96), rng.uniform(0.82, 0.93)])
-    return Teeth(
-        upper=_row(UPPER_ROW, enamel, rng),
-        lower=_row(LOWER_ROW, 0.88 * enamel, rng),
-        edge=float(rng.uniform(0.01, 0.045)),
-    )
 
 
 def own_teeth(still: Still, drawn: Teeth) -> Teeth:
@@ -82,7 +43,7 @@ def own_teeth(still: Still, drawn: Teeth) -> Teeth:
 
 def _seen_row(still: Still) -> Array:
     """The upper row as a smiling still shows it, [h, w, 4], transparent where it does not."""
-    at = torch.from_numpy(_texture_grid()) * distance(still.shut, EYE_CORNERS)
+    at = torch.from_numpy(texture_places()) * distance(still.shut, EYE_CORNERS)
     upright = torch.cat([at, torch.zeros_like(at[:, :1])], 1) + torch.from_numpy(own_edge(still))
     rotation = torch.from_numpy(still.rotation)
     place = (upright @ rotation.T + torch.from_numpy(still.centre))[:, :2]
@@ -143,73 +104,18 @@ def inside_colours(still: Still, teeth: Teeth, slit: InSlit, skull: Tensor, jaw:
     lower_at = lips_at - jaw / unit - _like(np.array([0, 0.005]), skull)
     # The tongue stays back where the jaw falls.
     tongue_at = lips_at - 0.5 * jaw / unit - _like(np.array([0, 0.02]), skull)
-    colour = _like(np.array(CAVITY), skull)[:, None]
-    rise = tongue_at[..., 1] - 1.2 * tongue_at[..., 0] ** 2
-    dome = torch.sigmoid(rise / 0.012)[:, None]
-    lit = (0.45 + 3.0 * rise).clamp(0.35, 0.9)[:, None]
-    colour = torch.lerp(colour, _like(np.array(TONGUE), skull)[:, None] * lit, dome)
     lower_at = lower_at * _like(np.array([1, -1]), skull)  # drawn hanging, as the upper row
-    for texture, at in ((teeth.lower, lower_at), (teeth.upper, upper_at)):
-        layer = _from_texture(_like(texture, skull), at)
-        colour = torch.lerp(colour, layer[:, :3], layer[:, 3:])
-    along = slit.along
-    corners = (along * (1 - along) * 9).clamp(0.15, 1)
-    narrow = (slit.gap / (0.10 * slit.width)).clamp(0.25, 1)
-    below_lip = (0.45 + slit.over / (0.05 * slit.width)).clamp(0.3, 1)
-    shade = (corners * narrow * below_lip)[:, None]
-    # What light comes in has been reflected by lips and tongue: shadow in a mouth is warm.
-    tint = shade ** _like(np.array([0.85, 1.03, 1.05]), skull)[:, None]
-    return colour * tint * (face_light(still) * _like(cast_of(still), skull))[:, None]
+    rows = [(teeth.lower, lower_at), (teeth.upper, upper_at)]
+    layers = [(_like(texture, skull), at) for texture, at in rows]
+    colour = mouth.inside_colours(layers, tongue_at)
+    colour = colour * mouth.shade(slit.along, slit.over / slit.width, slit.gap / slit.width)
+    return (colour * _like(face_light(still) * cast_of(still), skull)).transpose(1, 2)
 
 
 def cast_of(still: Still) -> Array:
     """[3], about 1: how warm this picture is where it is brightest, a part of which teeth take."""
     brightest = np.quantile(still.picture.reshape(-1, 3), 0.8, axis=0) + 20.0
     return np.clip((brightest / brightest.mean()) ** 0.35, 0.9, 1.1)
-
-
-def _from_texture(texture: Tensor, at: Tensor) -> Tensor:
-    """texture [h, w, 4] at [B, P, 2] in e -> [B, 4, P], transparent outside."""
-    corner = _like(np.array([LEFT, TOP]), at)
-    extent = _like(np.array([RIGHT - LEFT, BOTTOM - TOP]), at)
-    grid = ((at - corner) / extent * 2 - 1)[:, :, None]  # [B, P, 1, 2]
-    image = texture.permute(2, 0, 1)[None].expand(len(at), -1, -1, -1)
-    return F.grid_sample(image, grid, "bilinear", "zeros", align_corners=False)[..., 0]
-
-
-def _row(row: tuple[tuple[float, ...], ...], enamel: Array, rng: np.random.Generator) -> Array:
-    """One row of teeth drawn downwards, [h, w, 4]."""
-    x, y = _texture_grid().T
-    texture = np.zeros((len(x), 4))
-    stretch = rng.uniform(0.93, 1.07, 2)
-    for side in (-1, 1):
-        start = 0.0
-        for width, length, behind in np.array(row) * [stretch[0], stretch[1], 1.0]:
-            across = (side * x - start) / width * 2 - 1  # -1..1 over the tooth
-            edge = -behind + rng.normal() * 0.002 - 0.014 * np.abs(across) ** 4
-            _draw_tooth(texture, across, y - edge, length, enamel * rng.uniform(0.96, 1.03))
-            start += width
-    far = np.clip(1 - 0.75 * (np.abs(x) / 0.4) ** 1.6, 0.1, 1)
-    texture[:, :3] *= far[:, None]
-    return texture.reshape(TEXTURE_HEIGHT, TEXTURE_WIDTH, 4).astype(np.float32)
-
-
-def _draw_tooth(texture: Array, across: Array, above: Array, length: float, enamel: Array) -> None:
-    """One tooth into texture [n, 4]; `above` is below 0 on the tooth, in e."""
-    here = np.abs(across) <= 1
-    root = np.clip((-above - length * (1 - 0.25 * across**2)) / 0.01, 0, 1)[:, None]
-    rounding = 1 - 0.16 * np.abs(across) ** 3 - 0.30 * np.clip((np.abs(across) - 0.86) / 0.14, 0, 1)
-    towards_gum = 1 - 0.12 * np.clip(-above / length, 0, 1)
-    tooth = enamel * (rounding * towards_gum)[:, None]
-    texture[here, :3] = (tooth + root * (np.array(GUMS) - tooth))[here]
-    texture[here, 3] = 1 / (1 + np.exp(np.clip(above / 0.004, -30, 30)))[here]
-
-
-def _texture_grid() -> Array:
-    """[h * w, 2] places of a texture's pixels in e, rows first."""
-    x = LEFT + (np.arange(TEXTURE_WIDTH) + 0.5) / TEXTURE_WIDTH * (RIGHT - LEFT)
-    y = TOP + (np.arange(TEXTURE_HEIGHT) + 0.5) / TEXTURE_HEIGHT * (BOTTOM - TOP)
-    return np.stack(np.meshgrid(x, y), -1).reshape(-1, 2).astype(np.float32)
 
 
 def _like(values: Array, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from emo_cli.mouth import Teeth, drawn_teeth
 from emo_cli.training.puppets.mesh import (
     INNER_LOWER_LIP,
     INNER_UPPER_LIP,
@@ -22,7 +23,7 @@ from emo_cli.training.puppets.mesh import (
     RIGHT_EYE,
     Array,
 )
-from emo_cli.training.puppets.mouth import Teeth, drawn_teeth, inside_colours, sample
+from emo_cli.training.puppets.mouth import inside_colours, sample
 from emo_cli.training.puppets.pose import Pose
 from emo_cli.training.puppets.raster import rasterise
 from emo_cli.training.puppets.slit import InSlit, locate

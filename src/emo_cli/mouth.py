@@ -1,0 +1,148 @@
+"""The inside of a mouth that no picture shows: teeth, tongue, dark.
+
+Legend: `B` pictures or frames, `P` places; `e` the distance of the outer eye corners, in which
+everything here is measured, because teeth scale with the skull and not with the smile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.floating]
+
+CAVITY = (0.21, 0.075, 0.075)  # the dark, RGB of 0..1
+TONGUE = (0.60, 0.30, 0.29)
+GUMS = (0.62, 0.33, 0.32)
+# A teeth texture covers x -0.4..0.4 e and y -0.16..0.08 e around the middle of the biting edge.
+LEFT, TOP, RIGHT, BOTTOM = -0.4, -0.16, 0.4, 0.08
+TEXTURE_WIDTH, TEXTURE_HEIGHT = 160, 48
+# From the middle outwards, in e = 88 mm: width, length, how far the edge stays behind.
+# fmt: off
+UPPER_ROW = ((0.094, 0.115, 0.0), (0.073, 0.100, 0.008), (0.070, 0.108, 0.002),
+             (0.058, 0.09, 0.012), (0.048, 0.08, 0.022), (0.045, 0.07, 0.035))
+LOWER_ROW = ((0.058, 0.09, 0.0), (0.062, 0.09, 0.001), (0.068, 0.10, -0.004),
+             (0.062, 0.08, 0.012), (0.052, 0.07, 0.022), (0.045, 0.06, 0.03))
+# fmt: on
+BRIGHT = 0.75  # skin in a light of 1
+SHADOW = (0.85, 1.03, 1.05)  # RGB: the darker, the warmer, for lips and tongue reflect the light
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teeth:
+    """Two rows of teeth, RGBA textures [h, w, 4] in 0..1, lit as by a light of 1.
+
+    `edge` is where the upper row's biting edge lies: below the shut lips' line, in e; None for
+    a picture's own teeth, which stay where it shows them.
+    """
+
+    upper: Array
+    lower: Array
+    edge: float | None
+
+
+def drawn_teeth(seed: int) -> Teeth:
+    """Teeth of nobody: widths, colour and irregularities by the seed."""
+    rng = np.random.default_rng(seed)
+    bright = rng.uniform(0.74, 0.95)
+    enamel = bright * np.array([1.0, rng.uniform(0.92, 0.96), rng.uniform(0.82, 0.93)])
+    return Teeth(
+        upper=_row(UPPER_ROW, enamel, rng),
+        lower=_row(LOWER_ROW, 0.88 * enamel, rng),
+        edge=float(rng.uniform(0.01, 0.045)),
+    )
+
+
+def texture_places() -> Array:
+    """[h * w, 2] places of a texture's pixels in e, rows first."""
+    x = LEFT + (np.arange(TEXTURE_WIDTH) + 0.5) / TEXTURE_WIDTH * (RIGHT - LEFT)
+    y = TOP + (np.arange(TEXTURE_HEIGHT) + 0.5) / TEXTURE_HEIGHT * (BOTTOM - TOP)
+    return np.stack(np.meshgrid(x, y), -1).reshape(-1, 2).astype(np.float32)
+
+
+def inside_colours(rows: Sequence[tuple[Tensor, Tensor]], tongue: Tensor) -> Tensor:
+    """Colours [B, P, 3] in 0..1 of a mouth's inside in full light.
+
+    rows: from the back to the front, textures [h, w, 4] and the same places [B, P, 2] against the
+    middle of their biting edges, y towards it; tongue: against the tip of the tongue.
+    """
+    colour = tongue.new_tensor(CAVITY)
+    rise = tongue[..., 1] - 1.2 * tongue[..., 0] ** 2
+    dome = torch.sigmoid(rise / 0.012)[..., None]
+    lit = (0.45 + 3.0 * rise).clamp(0.35, 0.9)[..., None]
+    colour = torch.lerp(colour, tongue.new_tensor(TONGUE) * lit, dome)
+    for texture, at in rows:
+        layer = _from_texture(texture, at)
+        colour = torch.lerp(colour, layer[..., :3], layer[..., 3:])
+    return colour
+
+
+def shade(along: Tensor, over: Tensor, gap: Tensor) -> Tensor:
+    """What light comes in, [B, P, 3]: less at the corners, below the upper lip and where the gap is
+    narrow. along: 0..1 from corner to corner; over: from the upper lip down; both in widths."""
+    corners = (along * (1 - along) * 9).clamp(0.15, 1)
+    narrow = (gap / 0.10).clamp(0.25, 1)
+    below_lip = (0.45 + over / 0.05).clamp(0.3, 1)
+    return (corners * narrow * below_lip)[..., None] ** along.new_tensor(SHADOW)
+
+
+def light_on(pictures: Tensor, points: Tensor) -> Tensor:
+    """How bright and how warm the light on a face is, as its skin tells: RGB [B, 3], about 1.
+
+    pictures [B, 3, S, S] of -1..1; points [B, N, 3] of the face in pixels, its outermost ones.
+    """
+    side = pictures.shape[-1]
+    first = points[..., :2].amin(1).long().clamp(0, side - 1)
+    end = (points[..., :2].amax(1).long() + 1).clamp(1, side)
+    light = []
+    for picture, (x0, y0), (x1, y1) in zip(
+        pictures.float(), first.tolist(), end.tolist(), strict=True
+    ):
+        skin = (picture[:, y0:y1, x0:x1].flatten(1) + 1) / 2
+        bright = (skin.mean(0).quantile(0.85) / BRIGHT).clamp(0.5, 1.1)
+        warm = skin.quantile(0.8, dim=1) + 0.08
+        light.append(bright * ((warm / warm.mean()) ** 0.35).clamp(0.9, 1.1))
+    return torch.stack(light)
+
+
+def _from_texture(texture: Tensor, at: Tensor) -> Tensor:
+    """texture [h, w, 4] at [B, P, 2] in e -> [B, P, 4], transparent outside."""
+    extent = at.new_tensor([RIGHT - LEFT, BOTTOM - TOP])
+    grid = ((at - at.new_tensor([LEFT, TOP])) / extent * 2 - 1)[:, :, None]  # [B, P, 1, 2]
+    image = texture.permute(2, 0, 1)[None].expand(len(at), -1, -1, -1)
+    seen = F.grid_sample(image, grid, "bilinear", "zeros", align_corners=False)
+    return seen[..., 0].transpose(1, 2)
+
+
+def _row(row: tuple[tuple[float, ...], ...], enamel: Array, rng: np.random.Generator) -> Array:
+    """One row of teeth drawn downwards, [h, w, 4]."""
+    x, y = texture_places().T
+    texture = np.zeros((len(x), 4))
+    stretch = rng.uniform(0.93, 1.07, 2)
+    for side in (-1, 1):
+        start = 0.0
+        for width, length, behind in np.array(row) * [stretch[0], stretch[1], 1.0]:
+            across = (side * x - start) / width * 2 - 1  # -1..1 over the tooth
+            edge = -behind + rng.normal() * 0.002 - 0.014 * np.abs(across) ** 4
+            _draw_tooth(texture, across, y - edge, length, enamel * rng.uniform(0.96, 1.03))
+            start += width
+    far = np.clip(1 - 0.75 * (np.abs(x) / 0.4) ** 1.6, 0.1, 1)
+    texture[:, :3] *= far[:, None]
+    return texture.reshape(TEXTURE_HEIGHT, TEXTURE_WIDTH, 4).astype(np.float32)
+
+
+def _draw_tooth(texture: Array, across: Array, above: Array, length: float, enamel: Array) -> None:
+    """One tooth into texture [n, 4]; `above` is below 0 on the tooth, in e."""
+    here = np.abs(across) <= 1
+    root = np.clip((-above - length * (1 - 0.25 * across**2)) / 0.01, 0, 1)[:, None]
+    rounding = 1 - 0.16 * np.abs(across) ** 3 - 0.30 * np.clip((np.abs(across) - 0.86) / 0.14, 0, 1)
+    towards_gum = 1 - 0.12 * np.clip(-above / length, 0, 1)
+    tooth = enamel * (rounding * towards_gum)[:, None]
+    texture[here, :3] = (tooth + root * (np.array(GUMS) - tooth))[here]
+    texture[here, 3] = 1 / (1 + np.exp(np.clip(above / 0.004, -30, 30)))[here]
