@@ -179,6 +179,30 @@ def test_pack_takes_a_stopped_runs_averages_from_its_newest_checkpoint(
     assert values["untrained"] and values["trained_stages"][-1] == "video"
 
 
+def test_pack_averages_what_two_sources_have(stages, encoders, tmp_path, capsys):
+    names = ("backbone", "reference_net", "temporal")
+    image, video = (stages[name].parent for name in ("image", "video"))
+    out = tmp_path / "blend"
+    command = ["train", "pack", str(encoders), str(image), str(video), "--out", str(out)]
+    assert cli.run([*command, "--blend", "0.25"]) == 0
+    for name in names:
+        folders = (image / "model", video / "model", out)
+        old, new, mixed = (load_file(folder / f"{name}.safetensors") for folder in folders)
+        for key, tensor in mixed.items():
+            expected = 0.75 * old[key].float() + 0.25 * new[key].float()
+            torch.testing.assert_close(tensor.float(), expected, atol=2e-3, rtol=2e-3)
+    # What both have alike is copied: latents and features made with it still fit.
+    assert (out / "autoencoder.safetensors").read_bytes() == (
+        encoders / "autoencoder.safetensors"
+    ).read_bytes()
+    run = tmp_path / "stopped"
+    shutil.copytree(video, run)
+    shutil.rmtree(run / "model")
+    command = ["train", "pack", str(encoders), str(run), "--out", str(tmp_path / "no")]
+    assert cli.run([*command, "--blend", "0.5"]) == 2
+    assert "--blend" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
 def test_pack_names_what_no_source_holds(stages, encoders, tmp_path, capsys):
     assert cli.run(["train", "pack", str(encoders), "--out", str(tmp_path / "a")]) == 1
     assert "no source holds ReferenceNet" in capsys.readouterr().err

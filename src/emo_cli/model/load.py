@@ -50,12 +50,11 @@ def load_model(
     tensor, or a value that is not finite.
     """
     config = read_model_config(folder / "config.json")
-    sums = read_sums(folder)
     with torch.device("meta"):
         model = EmoModel(config)
     tensors: dict[str, Tensor] = {}
     for part in parts_of(config):
-        tensors |= _part_of_model(model, folder, part, sums)
+        tensors |= _part_of_model(model, folder, part)
     model.load_state_dict(tensors, strict=True, assign=True)
     # What hears stays in fp32: it runs once per file, and bf16 loses soft sounds.
     model.to(device=device, dtype=dtype).audio_encoder.float()
@@ -70,11 +69,10 @@ def load_parts(model: EmoModel, folder: Path) -> set[str]:
 
     Raises: EmoError as `load_model` does.
     """
-    sums = read_sums(folder)
     own = parts_of(model.config)
     found = [part for part in own if (folder / f"{part}.safetensors").exists()]
     for part in found:
-        tensors = _part_of_model(model, folder, part, sums)
+        tensors = _part_of_model(model, folder, part)
         model.load_state_dict({n: t.float() for n, t in tensors.items()}, strict=False)
     return set(found)
 
@@ -84,9 +82,8 @@ def load_part(folder: Path, part: str, network: nn.Module) -> None:
 
     Raises: EmoError as `load_model` does.
     """
-    file = folder / f"{part}.safetensors"
-    values = _read_part(file, part, read_sums(folder))
-    check_keys(network.state_dict(), values, file)
+    values = read_part(folder, part)
+    check_keys(network.state_dict(), values, folder / f"{part}.safetensors")
     network.load_state_dict({name: value.float() for name, value in values.items()}, strict=True)
 
 
@@ -185,25 +182,26 @@ def check_finite(tensors: dict[str, Tensor], source: Path | str) -> None:
             )
 
 
-def _part_of_model(
-    model: EmoModel, folder: Path, part: str, sums: dict[str, str]
-) -> dict[str, Tensor]:
+def _part_of_model(model: EmoModel, folder: Path, part: str) -> dict[str, Tensor]:
     """A part's tensors under the model's own names."""
-    file = folder / f"{part}.safetensors"
     state = {key_in_file(n): (n, t) for n, t in model.state_dict().items() if part_of(n) == part}
-    values = _read_part(file, part, sums)
+    values, file = read_part(folder, part), folder / f"{part}.safetensors"
     check_keys({key: tensor for key, (_, tensor) in state.items()}, values, file)
     return {state[key][0]: value for key, value in values.items()}
 
 
-def _read_part(file: Path, part: str, sums: dict[str, str]) -> dict[str, Tensor]:
-    what, stage = PARTS[part]
+def read_part(folder: Path, part: str) -> dict[str, Tensor]:
+    """A part's tensors as its file has them, verified.
+
+    Raises: EmoError when it is missing, damaged, or holds NaN.
+    """
+    file, (what, stage) = folder / f"{part}.safetensors", PARTS[part]
     if not file.exists():
         raise EmoError(
             f"the model in {file.parent} lacks {what} ({file.name})",
             f"It is made by `emo train {stage}`.",
         )
-    if sha256_of(file) != sums.get(file.name):
+    if sha256_of(file) != read_sums(folder).get(file.name):
         raise EmoError(
             f"{file} has a wrong digest: it is damaged or was changed",
             "Get the model folder again, or run its `emo train` command again.",

@@ -40,16 +40,27 @@ def pack_command(
             "--unfinished", help="Write down that it needs more training: users are told."
         ),
     ] = False,
+    blend: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Of numbers that several sources have, the later one's count by so much, what "
+            "came before by the rest.",
+        ),
+    ] = 1.0,
 ) -> None:
     """Put the parts of several runs together into one model folder."""
     from emo_cli.console import note
 
-    sizes = pack_model(sources, out, unfinished=unfinished)
+    sizes = pack_model(sources, out, unfinished=unfinished, blend=blend)
     note(f"{sum(sizes.values()) / 1e6:.1f} MB in {len(sizes)} files")
     typer.echo(out)
 
 
-def pack_model(sources: list[Path], out: Path, *, unfinished: bool = False) -> dict[str, int]:
+def pack_model(
+    sources: list[Path], out: Path, *, unfinished: bool = False, blend: float = 1.0
+) -> dict[str, int]:
     """Write the model folder `out`; returns the bytes of each of its files.
 
     A run that was stopped gives the averaged weights of its newest checkpoint. Parts of finished
@@ -73,10 +84,15 @@ def pack_model(sources: list[Path], out: Path, *, unfinished: bool = False) -> d
                 f"no source holds {what} ({part}.safetensors)",
                 f"Name the run of `emo train {stage}`, or a model that has it.",
             )
+    if blend < 1 and any(source.folder is None for source in found):
+        raise EmoError("--blend is for finished runs and model folders", "", exit_code=2)
     for source in found:
         if source.folder is not None:
             for part in _offers(source):
-                copy_part(source.folder, out, part)
+                if blend < 1 and (out / f"{part}.safetensors").exists():
+                    blend_part(source.folder, out, part, blend)
+                else:
+                    copy_part(source.folder, out, part)
         elif source.checkpoint is not None:
             write_checkpoint(source.checkpoint, config, out)
     write_config(out, config)
@@ -143,6 +159,24 @@ def write_checkpoint(
         own = {key_in_file(n): t for n, t in tensors.items() if part_of(n) == part}
         write_part(folder, part, own, dtype=dtype)
     return parts
+
+
+def blend_part(later: Path, folder: Path, part: str, share: float) -> None:
+    """Draw a part in `folder` towards that of `later`, by a share of the way.
+
+    Raises: EmoError when one is damaged or they are not of the same names and shapes.
+    """
+    import torch
+
+    from emo_cli.model.load import check_keys, read_part, write_part
+
+    old, new = read_part(folder, part), read_part(later, part)
+    check_keys(old, new, later)
+    kinds = {tensor.dtype for tensor in new.values()}
+    if all(torch.equal(old[name], new[name]) for name in new):
+        return
+    mixed = {name: torch.lerp(old[name].float(), new[name].float(), share) for name in new}
+    write_part(folder, part, mixed, dtype=kinds.pop())
 
 
 def _offers(source: Source) -> list[str]:
