@@ -85,7 +85,11 @@ def pack_model(
                 f"Name the run of `emo train {stage}`, or a model that has it.",
             )
     if blend < 1 and any(source.folder is None for source in found):
-        raise EmoError("--blend is for finished runs and model folders", "", exit_code=2)
+        raise EmoError(
+            "--blend is for finished runs and model folders",
+            "Run the stage's command again; it goes on where it stopped.",
+            exit_code=2,
+        )
     for source in found:
         if source.folder is not None:
             for part in _offers(source):
@@ -172,11 +176,10 @@ def blend_part(later: Path, folder: Path, part: str, share: float) -> None:
 
     old, new = read_part(folder, part), read_part(later, part)
     check_keys(old, new, later)
-    kinds = {tensor.dtype for tensor in new.values()}
     if all(torch.equal(old[name], new[name]) for name in new):
         return
     mixed = {name: torch.lerp(old[name].float(), new[name].float(), share) for name in new}
-    write_part(folder, part, mixed, dtype=kinds.pop())
+    write_part(folder, part, mixed, dtype=next(iter(new.values())).dtype)
 
 
 def _offers(source: Source) -> list[str]:
