@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from emo_cli.face_flow import BITE, LOWER_SHARE, OWN_BITE, FaceMoves, move_face
+from emo_cli.face_flow import (
+    BEHIND_TEETH,
+    BITE,
+    LOWER_SHARE,
+    OWN_BITE,
+    SHOWS_INSIDE,
+    FaceMoves,
+    move_face,
+)
 from emo_cli.face_points import EYES, FACE_POINTS, lip_shape, usual_points
 from emo_cli.faces import find_faces
 from emo_cli.head_flow import moved_pictures
@@ -23,6 +31,12 @@ def places(gap=GAP, width=WIDTH, lids=0.0, points=POINTS):
     lips = torch.tensor([[[gap, width]]]) / EYE_DISTANCE
     face = FaceMoves(torch.from_numpy(points)[None], lips, torch.full((1, 1), lids))
     return move_face(grid(), face)[0][0, 0]
+
+
+def apart(gap, was=GAP):
+    """Pixels between the rims of lips whose points are `gap` apart and were `was`."""
+    shows, was_shown = (min(1, x / (SHOWS_INSIDE * WIDTH / 2)) for x in (gap, was))
+    return gap + shows * was_shown * BEHIND_TEETH * WIDTH
 
 
 def grid():
@@ -44,8 +58,9 @@ def test_a_face_that_is_told_what_it_does_stays_as_it_is():
 
 def test_lips_part_and_the_jaw_falls_with_the_lower_one():
     found = places(gap=18)
-    falls, rises = LOWER_SHARE * 16, (1 - LOWER_SHARE) * 16
-    low, high = 90 + LOWER_SHARE * 18, 90 - (1 - LOWER_SHARE) * 18
+    far = apart(18) - apart(GAP)
+    falls, rises = LOWER_SHARE * far, (1 - LOWER_SHARE) * far
+    low, high = 90 + LOWER_SHARE * apart(18), 90 - (1 - LOWER_SHARE) * apart(18)
     assert source(found, 64, low + 1) == pytest.approx([64, low + 1 - falls], abs=0.3)
     assert source(found, 64, high - 0.5) == pytest.approx([64, high - 0.5 + rises], abs=0.3)
     assert source(found, 64, 126)[1] < 125 - falls / 3  # the chin, which is at 118
@@ -58,10 +73,13 @@ def test_lips_part_and_the_jaw_falls_with_the_lower_one():
 def test_lips_meet_where_they_were_parted():
     parted = POINTS.copy()
     parted[2, 1], parted[3, 1] = 84, 96
-    found = places(gap=0, points=parted)
-    above, below = found[86, 64], found[87, 64]  # on both sides of the line where they meet
-    assert above[1] == pytest.approx(84 - 0.5, abs=0.3)  # the lips' edges
-    assert below[1] == pytest.approx(96 + 0.5, abs=0.3)
+    low, high = 87 + LOWER_SHARE * apart(12, 12), 87 - (1 - LOWER_SHARE) * apart(12, 12)
+    assert low > 96 and high < 84  # the points lie on the teeth's edges, the rims beyond them
+    for gap in (0, 0.4):  # as near as points of shut lips are read
+        found = places(gap=gap, points=parted)
+        above, below = found[86, 64], found[87, 64]  # on both sides of the line where they meet
+        assert above[1] == pytest.approx(high - 0.5, abs=0.3)
+        assert below[1] == pytest.approx(low + 0.5, abs=0.3)
 
 
 def test_lips_grow_wider_and_narrower_about_their_middle():

@@ -11,10 +11,11 @@ import torch
 from made_clips import FRAMES, write_clips
 from PIL import Image
 from safetensors.torch import load_file
-from small_models import SMALL_MINI, save_small
+from small_models import SMALL_FULL, SMALL_MINI, save_small
 
 from emo_cli import Engine, GenerateOptions, cli, presets
 from emo_cli.files import sha256_of
+from emo_cli.model.backbone import GATE_SCALE
 from emo_cli.model.load import load_model, model_digest
 from emo_cli.training import pack, precompute
 from emo_cli.training import stages as rows
@@ -201,6 +202,20 @@ def test_pack_averages_what_two_sources_have(stages, encoders, tmp_path, capsys)
     command = ["train", "pack", str(encoders), str(run), "--out", str(tmp_path / "no")]
     assert cli.run([*command, "--blend", "0.5"]) == 2
     assert "--blend" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+def test_pack_leans_on_the_portrait_that_is_copied(stages, tmp_path, capsys):
+    out = tmp_path / "leans"
+    assert cli.run(["train", "pack", str(stages["video"]), "--out", str(out), "--lean", "2"]) == 0
+    old, new = (load_file(f / "backbone.safetensors") for f in (stages["video"], out))
+    expected = old["conv_out.bias"].clone()
+    expected[-1] += 2 / GATE_SCALE  # the gate's; the network's own channels stay
+    assert torch.equal(new.pop("conv_out.bias"), expected)
+    assert all(torch.equal(tensor, old[name]) for name, tensor in new.items())
+    full = save_small(tmp_path / "full", SMALL_FULL)
+    command = ["train", "pack", str(full), "--out", str(tmp_path / "no"), "--lean", "1"]
+    assert cli.run(command) == 2
+    assert "--lean" in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
 def test_pack_names_what_no_source_holds(stages, encoders, tmp_path, capsys):

@@ -432,6 +432,23 @@ def test_the_autoencoder_command_trains_resumes_and_writes_a_model(tmp_path, pic
         commands.autoencoder(pictures=[pictures], out=out, steps=3, batch=4, device="cpu")
 
 
+def test_the_decoder_command_sharpens_and_leaves_latents_as_they_are(tmp_path, pictures, capsys):
+    first, out = tmp_path / "autoencoder", tmp_path / "decoder"
+    commands.autoencoder(pictures=[pictures], out=first, steps=2, batch=2, device="cpu")
+    begun = first / "model"
+    for _ in range(2):  # the second run finds everything done
+        commands.decoder(pictures=[pictures], init=begun, out=out, steps=2, batch=2, device="cpu")
+    assert metrics(out)[-1].keys() >= {"critic", "features", "psnr_london"}
+    old, new = (load_file(f / "autoencoder.safetensors") for f in (begun, out / "model"))
+    assert old.keys() == new.keys()
+    for name in old:
+        rests = name.startswith(("encoder.", "linear_encoder."))
+        assert torch.equal(old[name], new[name]) == rests, name
+    (begun / "autoencoder.safetensors").write_bytes(b"cut short")
+    with pytest.raises(EmoError, match="wrong digest"):
+        commands.decoder(pictures=[pictures], init=begun, out=tmp_path / "x", steps=2)
+
+
 def test_the_autoencoder_learns_in_bf16_with_losses_in_fp32(tmp_path, pictures):
     runs = {}
     for precision in ("no", "bf16"):

@@ -21,6 +21,8 @@ from emo_cli.mouth import drawn_teeth, inside_colours, shade
 
 LOWER_SHARE = 0.75  # of the gap between the lips is the lower one's, whose jaw falls
 SHOWS_INSIDE = 0.2  # of half a mouth's width: lips so far apart show an inside of their own
+BEHIND_TEETH = 0.06  # of a mouth's width: lips are so much farther apart than points on teeth say
+SHUT = 0.008  # of the eyes: so far apart are points of lips that meet
 EDGE = 0.05  # of half a mouth's width: over that the inside begins
 TEETH = drawn_teeth(0)
 BITE = 0.028  # of the eyes: so far below the line where lips meet teeth end
@@ -62,7 +64,8 @@ class _Mouth(NamedTuple):
     v: Tensor  # down from its corners
     x: Tensor  # along it as `u`, where lips were before they grew wider or narrower
     middle: Tensor  # where lips meet, at the middle
-    was: Tensor  # the gap in the portrait
+    was: Tensor  # the gap in the portrait as its points say
+    rims: Tensor  # the gap in the portrait between the rims of its lips
     gap: Tensor
     half: Tensor  # its width
     eyes: Tensor
@@ -74,7 +77,7 @@ class _Mouth(NamedTuple):
     @property
     def parted(self) -> Tensor:
         """0..1: further than in the portrait."""
-        return ((self.gap - self.was) / (2 * EDGE * self.half)).clamp(0, 1)
+        return ((self.gap - self.rims) / (2 * EDGE * self.half)).clamp(0, 1)
 
     def edges(self, x: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
         """Of the lower and the upper lip, against that line."""
@@ -139,26 +142,41 @@ def _mouth(
     near = 1 - _smooth(torch.hypot(u, (v - middle) / (1.3 * axes.half)) - 1)
     x = u * (1 + near * (1 / wider.clamp(*WIDER) - 1))
     was = (upper - lower).norm(dim=-1)
-    return _Mouth(u, v, x, middle, was, gap.clamp_min(0), axes.half, eyes)
+    # Of lips that show teeth the points lie on the teeth's edges; of lips that meet they do not,
+    # and no line of teeth may be left.
+    share = _shows(was, axes.half)
+    closing = (1 - gap / was.clamp_min(LEAST)).clamp(0, 1)
+    gap = (gap - share * closing * SHUT * eyes).clamp_min(0)
+    rims, gap = (
+        parted + share * _shows(parted, axes.half) * 2 * BEHIND_TEETH * axes.half
+        for parted in (was, gap)
+    )
+    return _Mouth(u, v, x, middle, was, rims, gap, axes.half, eyes)
+
+
+def _shows(gap: Tensor, half: Tensor) -> Tensor:
+    """0..1: how far lips so far apart show an inside."""
+    return (gap / (SHOWS_INSIDE * half)).clamp(0, 1)
 
 
 def _lips(mouth: _Mouth, axes: _Axes, chin: Tensor, nose: Tensor) -> Tensor:
     """From places to their sources, [B, F, S, S, 2]: lips so far apart, so many times as wide."""
-    x, was, gap = mouth.x, mouth.was, mouth.gap
+    x, rims, gap = mouth.x, mouth.rims, mouth.gap
     below, lens = mouth.beside_line(x), _bow(x).sqrt()
     jaw, face = axes.height(chin) - mouth.middle, mouth.middle - axes.height(nose)
     jaw, face = jaw.clamp_min(LEAST), face.clamp_min(LEAST)
     low, high = mouth.edges(x, gap)
-    was_low, was_high = mouth.edges(x, was)
+    was_low, was_high = mouth.edges(x, rims)
     under, over = below - low, high - below
     whole = 1 - _smooth((x.abs() - 0.8) / 1.6)  # the jaw falls as a whole
     falls = torch.lerp(lens, whole, _smooth(under / (0.8 * jaw)))
     falls = falls * (1 - _smooth((below - jaw) / (0.8 * jaw)))
     rises = lens * (1 - _smooth(over / (0.8 * face)))
-    lower = torch.maximum(below - LOWER_SHARE * (gap - was) * falls, was_low)
-    upper = torch.minimum(below + (1 - LOWER_SHARE) * (gap - was) * rises, was_high)
+    lower = torch.maximum(below - LOWER_SHARE * (gap - rims) * falls, was_low)
+    upper = torch.minimum(below + (1 - LOWER_SHARE) * (gap - rims) * rises, was_high)
     # Teeth rest while lips move; where the upper lip rises above what was seen, more of the same.
-    rest, (rest_low, rest_high) = mouth.beside_line(mouth.u), mouth.edges(mouth.u, was)
+    own = torch.lerp(rims, mouth.was, mouth.parted)
+    rest, (rest_low, rest_high) = mouth.beside_line(mouth.u), mouth.edges(mouth.u, own)
     highest = rest_high * (1 - 0.4 * mouth.parted)
     teeth = torch.minimum(torch.maximum(rest, highest), rest_low)
     between = (under < 0) & (over < 0)
@@ -171,7 +189,7 @@ def _inside(mouth: _Mouth) -> tuple[Tensor, Tensor]:
     """As in `Inside`: teeth that rest, a tongue that falls by half of what the jaw does."""
     below, (low, high) = mouth.beside_line(mouth.x), mouth.edges(mouth.x, mouth.gap)
     begins = EDGE * mouth.half
-    shows = (mouth.was / (SHOWS_INSIDE * mouth.half)).clamp(0, 1)
+    shows = _shows(mouth.was, mouth.half)
     teeth = mouth.edges(mouth.u, (1 - OWN_BITE / LOWER_SHARE) * mouth.was)[0]
     own = teeth - mouth.beside_line(mouth.u)
     cover = (torch.minimum(low - below, below - high) / begins).clamp(0, 1)

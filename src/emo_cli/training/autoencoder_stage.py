@@ -62,15 +62,20 @@ class AutoencoderLoss(nn.Module):
         # Losses in fp32 also where the networks compute in bf16.
         latents = self.autoencoder.encode(pictures).float()  # [B, C, h, w]
         std = latents.std()
-        share = sample_uniform(batch["seed"], "strength", latents)
-        strength = std * (NOISE[0] + (NOISE[1] - NOISE[0]) * share)  # [B]
-        noise = sample_noise(batch["seed"], "noise", tuple(latents.shape[1:]), latents)
-        decoded = self.autoencoder.decode(latents + strength[:, None, None, None] * noise).float()
+        decoded = self.autoencoder.decode(noisy_latents(latents, batch["seed"])).float()
         pixel, gradient = reconstruction_losses(decoded, pictures)
         # Noise follows the std, so nothing else would hold the latents' scale in place.
         scale = 0.01 * std.log().square()
         loss = pixel + GRADIENT_WEIGHT * gradient + scale
         return {"loss": loss, "pixel": pixel, "gradient": gradient, "latent_std": std}
+
+
+def noisy_latents(latents: Tensor, seeds: Tensor) -> Tensor:
+    """Latents [B, C, h, w] as a sampler leaves them: with noise of a share of their std."""
+    share = sample_uniform(seeds, "strength", latents)
+    strength = latents.std() * (NOISE[0] + (NOISE[1] - NOISE[0]) * share)  # [B]
+    noise = sample_noise(seeds, "noise", tuple(latents.shape[1:]), latents)
+    return latents + strength[:, None, None, None] * noise
 
 
 def reconstruction_losses(decoded: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,34 +86,24 @@ def reconstruction_losses(decoded: Tensor, pictures: Tensor) -> tuple[Tensor, Te
     return error.abs().mean(), across + down
 
 
-class AutoencoderTask:
-    """All that stage `autoencoder` brings to the loop."""
+class PictureTask:
+    """What stages that learn from pictures bring to the loop, whatever their loss."""
 
-    def __init__(self, config: AutoencoderConfig, cache: PictureCache, seed: int) -> None:
-        self.samples = CropSamples(cache)
-        if len(self.samples) == 0:
-            raise EmoError(
-                "all pictures belong to people held out for validation", "Name more folders."
-            )
-        torch.manual_seed(derive_seed(seed, "weights"))
-        autoencoder = PatchAutoencoder(config)
-        draws = [Draw(i % len(self.samples), derive_seed(seed, "pca", i)) for i in range(PCA_CROPS)]
-        crops = torch.stack([self.samples[drawn]["picture"] for drawn in draws])
-        autoencoder.initialise_from_patches(crops)
-        autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.module = AutoencoderLoss(autoencoder)
-        self.cache = cache
+    def __init__(self, module: nn.Module, samples: CropSamples) -> None:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module = module
+        self.samples = samples
+        self.cache = samples.cache
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         """PSNR in dB on held-out people, per source; also with 10 % noise on the latents."""
-        assert isinstance(module, AutoencoderLoss)
         measures: dict[str, float] = {}
         for source, name in enumerate(self.cache.source_names):
             files = self.cache.files(source, held_out=True)
             step = max(1, len(files) // VALIDATION_PER_SOURCE)
             frames = [frames[0] for frames in files][::step][:VALIDATION_PER_SOURCE]
             if frames:
-                clean, noisy = self.psnr(module.autoencoder, frames)
+                clean, noisy = self.psnr(autoencoder_of(module), frames)
                 measures |= {f"psnr_{name}": clean, f"psnr_noise10_{name}": noisy}
         return measures
 
@@ -117,13 +112,30 @@ class AutoencoderTask:
         device = next(autoencoder.parameters()).device
         return clean_and_noisy_psnr(autoencoder, self._validation_pictures(frames).to(device))
 
+    def _validation_pictures(self, frames: list[Stored]) -> Tensor:
+        pictures = [whole_picture(self.cache[frame], PICTURE_SIZE) for frame in frames]
+        return torch.from_numpy(np.stack(pictures))
+
+
+class AutoencoderTask(PictureTask):
+    """All that stage `autoencoder` brings to the loop."""
+
+    def __init__(self, config: AutoencoderConfig, cache: PictureCache, seed: int) -> None:
+        samples = crop_samples(cache)
+        torch.manual_seed(derive_seed(seed, "weights"))
+        autoencoder = PatchAutoencoder(config)
+        draws = [Draw(i % len(samples), derive_seed(seed, "pca", i)) for i in range(PCA_CROPS)]
+        crops = torch.stack([samples[drawn]["picture"] for drawn in draws])
+        autoencoder.initialise_from_patches(crops)
+        super().__init__(AutoencoderLoss(autoencoder), samples)
+
     def export(self, module: nn.Module, folder: Path) -> None:
         """`autoencoder.safetensors` in fp16, latents scaled to std 1 on held-out pictures."""
         from emo_cli.model.load import write_part  # imports every network
 
-        assert isinstance(module, AutoencoderLoss)
-        autoencoder = PatchAutoencoder(module.autoencoder.config)
-        autoencoder.load_state_dict(module.autoencoder.state_dict())
+        trained = autoencoder_of(module)
+        autoencoder = PatchAutoencoder(trained.config)
+        autoencoder.load_state_dict(trained.state_dict())
         held_out = [
             frames[0]
             for source in range(len(self.cache.source_names))
@@ -137,9 +149,21 @@ class AutoencoderTask:
         folder.mkdir(parents=True, exist_ok=True)
         write_part(folder, "autoencoder", autoencoder.state_dict(), dtype=torch.float16)
 
-    def _validation_pictures(self, frames: list[Stored]) -> Tensor:
-        pictures = [whole_picture(self.cache[frame], PICTURE_SIZE) for frame in frames]
-        return torch.from_numpy(np.stack(pictures))
+
+def crop_samples(cache: PictureCache) -> CropSamples:
+    """Raises: EmoError when nothing is left to learn from."""
+    samples = CropSamples(cache)
+    if len(samples) == 0:
+        raise EmoError(
+            "all pictures belong to people held out for validation", "Name more folders."
+        )
+    return samples
+
+
+def autoencoder_of(module: nn.Module) -> PatchAutoencoder:
+    """The network that a task's module trains."""
+    assert isinstance(module.autoencoder, PatchAutoencoder)
+    return module.autoencoder
 
 
 def clean_and_noisy_psnr(

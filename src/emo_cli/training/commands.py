@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emo_cli.console import note
+from emo_cli.files import sha256_of
 from emo_cli.training.denoising_command import denoising_command, newborn_command
 from emo_cli.training.distillation_command import distill_command
 from emo_cli.training.options import (
@@ -29,6 +30,11 @@ from emo_cli.training.stages import STAGES, RunOptions, Stage, with_options
 if TYPE_CHECKING:
     from emo_cli.training.loop import Task
 
+Pictures = Annotated[
+    list[Path], typer.Option(help="Folders of pictures and videos; each is drawn equally often.")
+]
+Crops = Annotated[int | None, typer.Option(min=1, help="Crops per step.")]
+
 app = typer.Typer(no_args_is_help=True, help="Train a model, or a part of one, on your own data.")
 app.command("prepare")(prepare_command)
 app.command("newborn")(newborn_command)
@@ -45,13 +51,10 @@ def train() -> None:
 
 @app.command()
 def autoencoder(
-    pictures: Annotated[
-        list[Path],
-        typer.Option(help="Folders of pictures and videos; each is drawn equally often."),
-    ],
+    pictures: Pictures,
     out: RunFolder,
     steps: Steps = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Crops per step.")] = None,
+    batch: Crops = None,
     lr: LearningRate = None,
     seed: Annotated[int, typer.Option(help="Of weights, order, crops and noise.")] = 0,
     device: Device = "auto",
@@ -68,6 +71,34 @@ def autoencoder(
         return AutoencoderTask(MINI.autoencoder, cache, seed), {"pictures": cache.digest}
 
     stage = with_options(STAGES["autoencoder"], steps=steps, batch=batch, lr=lr)
+    _train_part(stage, "autoencoder", task, _run_options(out, seed, device, precision, threads))
+
+
+@app.command()
+def decoder(
+    pictures: Pictures,
+    init: Annotated[Path, typer.Option(help="The model folder whose autoencoder it is.")],
+    out: RunFolder,
+    steps: Steps = None,
+    batch: Crops = None,
+    lr: LearningRate = None,
+    seed: Annotated[int, typer.Option(help="Of the critic, order, crops and noise.")] = 0,
+    device: Device = "auto",
+    precision: PrecisionOfPart = "no",
+    threads: Threads = None,
+) -> None:
+    """Sharpen what mini's autoencoder draws, beside a critic; latents stay what they are."""
+    from emo_cli.presets import MINI
+    from emo_cli.training.decoder_stage import DecoderTask
+    from emo_cli.training.pictures import open_picture_cache
+
+    def task() -> tuple[DecoderTask, dict[str, Any]]:
+        cache = open_picture_cache(pictures, out / "cache", note)
+        begun = DecoderTask(MINI.autoencoder, init, cache, seed)
+        began = sha256_of(init / "autoencoder.safetensors")
+        return begun, {"pictures": cache.digest, "init": began}
+
+    stage = with_options(STAGES["decoder"], steps=steps, batch=batch, lr=lr)
     _train_part(stage, "autoencoder", task, _run_options(out, seed, device, precision, threads))
 
 

@@ -73,6 +73,17 @@ AUTOENCODER = Stage(
     checkpoint_every=100,
 )
 
+# A critic's taste changes as it learns: fewer steps, each smaller, and no momentum to speak of.
+DECODER = dataclasses.replace(
+    AUTOENCODER,
+    name="decoder",
+    trains=("autoencoder.decoder.*", "autoencoder.linear_decoder.*", "critic.*"),
+    starts_from=("autoencoder",),
+    steps=3000,
+    lr=4e-4,
+    betas=(0.5, 0.99),
+)
+
 AUDIO = Stage(
     name="audio",
     # All but the embedding of masked time, which nothing uses.
@@ -187,7 +198,8 @@ DISTILL = dataclasses.replace(
 )
 
 STAGES = {
-    stage.name: stage for stage in (AUTOENCODER, AUDIO, LIPS, SYNC, IMAGE, VIDEO, SPEED, DISTILL)
+    stage.name: stage
+    for stage in (AUTOENCODER, DECODER, AUDIO, LIPS, SYNC, IMAGE, VIDEO, SPEED, DISTILL)
 }
 
 # A small model learns from scratch: larger steps, a decay to the end, a shorter average.
