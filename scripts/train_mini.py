@@ -94,11 +94,13 @@ def encoder_steps(options: argparse.Namespace, data: Path) -> list[Step]:
     count = ("--utterances", "6") if options.tiny else ()
     pictures = repeated("--pictures", folders)
     begun = ("--init", str(out / "autoencoder/model"), "--out", str(out / "decoder"))
+    sharper = ("--critic", "--init", str(out / "decoder/model"), "--out", str(out / "critic"))
     audio = (*repeated("--sounds", sounds), "--teacher", str(options.teacher))
     bf16 = ("--precision", options.precision)
     return [
         emo("autoencoder", *pictures, "--out", str(out / "autoencoder"), *on, *bf16, *tiny),
         emo("decoder", *pictures, *begun, *on, *bf16, *tiny),
+        emo("decoder", *pictures, *sharper, *on, *bf16, *tiny, name="critic"),
         emo("speech", "--out", str(out / "speech"), *count),
         emo("audio", *audio, "--out", str(out / "audio"), *on, *bf16, *tiny),
     ]
@@ -112,7 +114,7 @@ def data_steps(options: argparse.Namespace, data: Path) -> list[Step]:
     drivers = repeated("--drivers", [data / "grid_s1", options.out / "speech/flite"])
     shapes = ("--shapes", str(data / "ict_facekit_light.npz"))
     count = "3" if options.tiny else str(options.puppets // PUPPET_SETS)
-    encoders = ("--audio-model", "audio/model"), ("--latents", "decoder/model")
+    encoders = ("--audio-model", "audio/model"), ("--latents", "critic/model")
     made = [part for option, run in encoders for part in (option, str(options.out / run))]
     on = ("--device", options.device, "--precision", options.precision)
     grid, *puppets = datasets(options)
@@ -150,7 +152,7 @@ def stage_steps(options: argparse.Namespace) -> list[Step]:
         return emo(stage, *data, *repeated("--init", inits), *run, *how, *more, *tiny, name=name)
 
     return [
-        stage("image", [out / f"{name}/model" for name in ("decoder", "audio", "lips")]),
+        stage("image", [out / f"{name}/model" for name in ("critic", "audio", "lips")]),
         stage("video", [out / "image/model"], *window),
         stage("speed", [out / "video/model"], *window),
         # Four times as dear: what lies beyond the windows.

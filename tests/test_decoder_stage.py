@@ -1,4 +1,4 @@
-"""Stage `decoder`: what the decoder and its critic learn from each other."""
+"""Stage `critic`: what the decoder and its critic learn from each other."""
 
 import dataclasses
 
@@ -10,8 +10,8 @@ from emo_cli.model.autoencoder import PatchAutoencoder
 from emo_cli.presets import MINI
 from emo_cli.training import decoder_stage
 from emo_cli.training.autoencoder_stage import noisy_latents
-from emo_cli.training.decoder_stage import DecoderLoss
-from emo_cli.training.stages import DECODER
+from emo_cli.training.decoder_stage import CriticLoss
+from emo_cli.training.stages import CRITIC
 from emo_cli.training.start import freeze_others
 
 SMALL = dataclasses.replace(MINI.autoencoder, encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8))
@@ -29,8 +29,8 @@ def module(batch):
     autoencoder = PatchAutoencoder(SMALL)
     for parameter in autoencoder.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    loss = DecoderLoss(autoencoder)
-    freeze_others(loss, DECODER.trains, DECODER.freezes)
+    loss = CriticLoss(autoencoder)
+    freeze_others(loss, CRITIC.trains, CRITIC.freezes)
     return loss
 
 

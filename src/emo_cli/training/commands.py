@@ -79,6 +79,10 @@ def decoder(
     pictures: Pictures,
     init: Annotated[Path, typer.Option(help="The model folder whose autoencoder it is.")],
     out: RunFolder,
+    critic: Annotated[
+        bool,
+        typer.Option("--critic", help="Sharpen it beside a critic: in a run of its own, last."),
+    ] = False,
     steps: Steps = None,
     batch: Crops = None,
     lr: LearningRate = None,
@@ -87,18 +91,19 @@ def decoder(
     precision: PrecisionOfPart = "no",
     threads: Threads = None,
 ) -> None:
-    """Sharpen what mini's autoencoder draws, beside a critic; latents stay what they are."""
+    """Train on what draws in mini's autoencoder; latents stay what they are."""
     from emo_cli.presets import MINI
     from emo_cli.training.decoder_stage import DecoderTask
     from emo_cli.training.pictures import open_picture_cache
 
     def task() -> tuple[DecoderTask, dict[str, Any]]:
         cache = open_picture_cache(pictures, out / "cache", note)
-        begun = DecoderTask(MINI.autoencoder, init, cache, seed)
+        begun = DecoderTask(MINI.autoencoder, init, cache, seed, critic=critic)
         began = sha256_of(init / "autoencoder.safetensors")
         return begun, {"pictures": cache.digest, "init": began}
 
-    stage = with_options(STAGES["decoder"], steps=steps, batch=batch, lr=lr)
+    row = STAGES["critic" if critic else "decoder"]
+    stage = with_options(row, steps=steps, batch=batch, lr=lr)
     _train_part(stage, "autoencoder", task, _run_options(out, seed, device, precision, threads))
 
 

@@ -1,9 +1,10 @@
-"""Stage `decoder`: an autoencoder's decoder learns to draw sharply; its encoder rests.
+"""Stages `decoder` and `critic`: an autoencoder's decoder learns on while its encoder rests.
 
-The absolute error alone is least where fine hair is smooth and gaps between teeth are gone. So a
-critic that sees patches learns beside the decoder to tell drawn pictures from real ones (Isola et
-al. 2017; hinge loss), and how far apart its features of both are counts too (Wang et al. 2018).
-Latents stay what they were: what was trained on them, or prepared with them, still fits.
+Latents stay what they were: what was trained on them, or prepared with them, still fits. The
+absolute error alone is least where fine hair is smooth and gaps between teeth are gone. So in the
+second stage a critic that sees patches learns beside the decoder to tell drawn pictures from real
+ones (Isola et al. 2017; hinge loss), and how far apart its features of both are counts too (Wang et
+al. 2018).
 
 Legend: `B` batch, `S` crop size, `C` latent channels, `h w` latent size.
 """
@@ -20,6 +21,7 @@ from emo_cli.config import AutoencoderConfig
 from emo_cli.model.autoencoder import PatchAutoencoder
 from emo_cli.training.autoencoder_stage import (
     GRADIENT_WEIGHT,
+    AutoencoderLoss,
     PictureTask,
     autoencoder_of,
     crop_samples,
@@ -54,7 +56,7 @@ class PatchCritic(nn.Module):
         return self.verdict(x), features
 
 
-class DecoderLoss(nn.Module):
+class CriticLoss(nn.Module):
     """The autoencoder and its critic, each judged by the other in one backward pass."""
 
     def __init__(self, autoencoder: PatchAutoencoder) -> None:
@@ -99,10 +101,16 @@ def _apart(features: list[Tensor], real: list[Tensor]) -> Tensor:
 
 
 class DecoderTask(PictureTask):
-    """All that stage `decoder` brings to the loop."""
+    """All that both stages bring to the loop."""
 
     def __init__(
-        self, config: AutoencoderConfig, folder: Path, cache: PictureCache, seed: int
+        self,
+        config: AutoencoderConfig,
+        folder: Path,
+        cache: PictureCache,
+        seed: int,
+        *,
+        critic: bool,
     ) -> None:
         """Raises: EmoError when the folder's autoencoder is missing, damaged or another one."""
         from emo_cli.model.load import load_part  # imports every network
@@ -110,7 +118,8 @@ class DecoderTask(PictureTask):
         autoencoder = PatchAutoencoder(config)
         load_part(folder, "autoencoder", autoencoder)
         torch.manual_seed(derive_seed(seed, "weights"))
-        super().__init__(DecoderLoss(autoencoder), crop_samples(cache))
+        loss = CriticLoss(autoencoder) if critic else AutoencoderLoss(autoencoder)
+        super().__init__(loss, crop_samples(cache))
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """`autoencoder.safetensors` in fp16, of which the encoder is as it was."""
