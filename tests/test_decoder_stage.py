@@ -45,7 +45,8 @@ def gradients(module, value):
 def drawn(module, batch):
     autoencoder = module.autoencoder
     with torch.no_grad():
-        latents = noisy_latents(autoencoder.encode(batch["picture"]), batch["seed"])
+        latents = autoencoder.encode(batch["picture"])
+        latents = noisy_latents(latents, batch["seed"], decoder_stage.NOISE)
     return autoencoder.decode(latents)
 
 
