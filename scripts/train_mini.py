@@ -93,13 +93,11 @@ def encoder_steps(options: argparse.Namespace, data: Path) -> list[Step]:
     on = ("--device", options.device)
     count = ("--utterances", "6") if options.tiny else ()
     pictures = repeated("--pictures", folders)
-    begun = ("--init", str(out / "autoencoder/model"), "--out", str(out / "decoder"))
-    sharper = ("--critic", "--init", str(out / "decoder/model"), "--out", str(out / "critic"))
+    sharper = ("--critic", "--init", str(out / "autoencoder/model"), "--out", str(out / "critic"))
     audio = (*repeated("--sounds", sounds), "--teacher", str(options.teacher))
     bf16 = ("--precision", options.precision)
     return [
         emo("autoencoder", *pictures, "--out", str(out / "autoencoder"), *on, *bf16, *tiny),
-        emo("decoder", *pictures, *begun, *on, *bf16, *tiny),
         emo("decoder", *pictures, *sharper, *on, *bf16, *tiny, name="critic"),
         emo("speech", "--out", str(out / "speech"), *count),
         emo("audio", *audio, "--out", str(out / "audio"), *on, *bf16, *tiny),

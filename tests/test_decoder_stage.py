@@ -45,8 +45,7 @@ def gradients(module, value):
 def drawn(module, batch):
     autoencoder = module.autoencoder
     with torch.no_grad():
-        latents = autoencoder.encode(batch["picture"])
-        latents = noisy_latents(latents, batch["seed"], decoder_stage.NOISE)
+        latents = noisy_latents(autoencoder.encode(batch["picture"]), batch["seed"])
     return autoencoder.decode(latents)
 
 

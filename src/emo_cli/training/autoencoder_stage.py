@@ -70,11 +70,10 @@ class AutoencoderLoss(nn.Module):
         return {"loss": loss, "pixel": pixel, "gradient": gradient, "latent_std": std}
 
 
-def noisy_latents(latents: Tensor, seeds: Tensor, between: tuple[float, float] = NOISE) -> Tensor:
+def noisy_latents(latents: Tensor, seeds: Tensor) -> Tensor:
     """Latents [B, C, h, w] as a sampler leaves them: with noise of a share of their std."""
-    low, high = between
-    share = low + (high - low) * sample_uniform(seeds, "strength", latents)  # [B]
-    strength = latents.std() * share
+    share = sample_uniform(seeds, "strength", latents)
+    strength = latents.std() * (NOISE[0] + (NOISE[1] - NOISE[0]) * share)  # [B]
     noise = sample_noise(seeds, "noise", tuple(latents.shape[1:]), latents)
     return latents + strength[:, None, None, None] * noise
 

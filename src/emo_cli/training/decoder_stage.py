@@ -32,7 +32,6 @@ from emo_cli.training.draws import derive_seed
 from emo_cli.training.pictures import PictureCache
 
 FEATURES_WEIGHT, CRITIC_WEIGHT = 0.06, 0.006
-NOISE = (0.1, 0.2)  # of the latents' std: what is sharper bears less of it, unless it sees more
 CRITIC_WIDTHS = (32, 64, 128)
 
 
@@ -66,11 +65,10 @@ class CriticLoss(nn.Module):
         self.critic = PatchCritic()
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{"picture": [B, 3, S, S], "seed": [B]} -> losses; with noise as in `AutoencoderLoss`."""
+        """{"picture": [B, 3, S, S], "seed": [B]} -> losses; noise as in `AutoencoderLoss`."""
         pictures = batch["picture"].contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            latents = self.autoencoder.encode(pictures).float()
-            latents = noisy_latents(latents, batch["seed"], NOISE)
+            latents = noisy_latents(self.autoencoder.encode(pictures).float(), batch["seed"])
         drawn = self.autoencoder.decode(latents).float()
         pixel, gradient = reconstruction_losses(drawn, pictures)
         # The critic learns from drawn pictures as they are ...
