@@ -20,9 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from emo_cli.errors import EmoError
+from emo_cli.model.load import write_part
 from emo_cli.presets import MINI
 from emo_cli.training import commands, draws, loop, splits
 from emo_cli.training.pictures import open_picture_cache, random_crop
+from emo_cli.training.precompute import latents_name
 from emo_cli.training.run_log import RunLog
 from emo_cli.training.stages import AUTOENCODER, RunOptions, Stage
 
@@ -447,6 +449,10 @@ def test_the_decoder_command_leaves_latents_as_they_are(tmp_path, pictures, crit
     for name in old:
         rests = name.startswith(("encoder.", "linear_encoder."))
         assert torch.equal(old[name], new[name]) == rests, name
+    assert latents_name(begun) == latents_name(out / "model")  # cached ones still serve
+    changed = {n: t + 1 if n == "linear_encoder.bias" else t for n, t in new.items()}
+    write_part(tmp_path, "autoencoder", changed, dtype=torch.float16)
+    assert latents_name(begun) != latents_name(tmp_path)
     (begun / "autoencoder.safetensors").write_bytes(b"cut short")
     with pytest.raises(EmoError, match="wrong digest"):
         commands.decoder(out=tmp_path / "x", **more)

@@ -1,6 +1,6 @@
 """Stages `decoder` and `critic`: an autoencoder's decoder learns on while its encoder rests.
 
-Latents stay what they were: what was trained on them still fits. The absolute error alone is least
+Latents stay what they were: models trained on them still fit. The absolute error alone is least
 where fine hair is smooth and gaps between teeth are gone. So in the second stage a critic that sees
 patches learns beside the decoder to tell drawn pictures from real ones (Isola et al. 2017; hinge
 loss), and how far apart its features of both are counts too (Wang et al. 2018).

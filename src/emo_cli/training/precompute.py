@@ -9,6 +9,7 @@ the clips by key. Run it as often as you like: it does what is missing.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from emo_cli.audio import AudioFeatures, build_wav2vec
 from emo_cli.config import ModelConfig, read_model_config
 from emo_cli.errors import EmoError
 from emo_cli.model.autoencoder import build_autoencoder
-from emo_cli.model.load import load_part, model_folder, read_sums
+from emo_cli.model.load import load_part, model_folder, read_part, read_sums
 from emo_cli.presets import PRESETS
 from emo_cli.raw_video import FPS
 from emo_cli.sound import SAMPLE_RATE_HZ, Sound
@@ -30,18 +31,32 @@ from emo_cli.training.shard_reader import ShardReader
 from emo_cli.training.shards import INDEX, ShardWriter
 
 CPU_PICTURES, GPU_PICTURES = 3, 32  # at once; larger ones are slower on a CPU
+DECODES = ("decoder", "linear_decoder", "post_quant_conv")  # parts of an autoencoder
 SAY_EVERY = 200  # clips
 Say = Callable[[str], None]
 
 
 def features_name(model: str | Path) -> str:
     """The folder, in a dataset, of the sound features by this model's encoder."""
-    return _name("features", model, "audio_encoder")
+    file = "audio_encoder.safetensors"
+    sums = read_sums(model_folder(model))
+    if file not in sums:
+        raise EmoError(
+            f"the model {model} has no audio_encoder", "Train it first, or name another model."
+        )
+    return f"features-{sums[file][:10]}"
 
 
 def latents_name(model: str | Path) -> str:
-    """The folder, in a dataset, of the latents by this model's autoencoder."""
-    return _name("latents", model, "autoencoder")
+    """The folder, in a dataset, of the latents by this model's autoencoder.
+
+    Named by what encodes alone: a decoder that is trained on leaves them as they are.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(read_part(model_folder(model), "autoencoder").items()):
+        if name.partition(".")[0] not in DECODES:
+            digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return f"latents-{digest.hexdigest()[:10]}"
 
 
 def add_sound_features(
@@ -130,14 +145,6 @@ def _config(folder: Path) -> ModelConfig:
     """A model's numbers; runs of one encoder leave none, and only `mini` trains its encoders."""
     file = folder / "config.json"
     return read_model_config(file) if file.exists() else PRESETS["mini"]
-
-
-def _name(kind: str, model: str | Path, part: str) -> str:
-    sums = read_sums(model_folder(model))
-    file = f"{part}.safetensors"
-    if file not in sums:
-        raise EmoError(f"the model {model} has no {part}", "Train it first, or name another model.")
-    return f"{kind}-{sums[file][:10]}"
 
 
 def _add(
