@@ -58,7 +58,7 @@ def test_the_critic_learns_to_tell_and_nothing_else(module, batch):
             torch.testing.assert_close(found[name], gradient)
 
 
-def test_the_decoder_learns_to_be_near_and_to_be_taken_for_real(module, batch, monkeypatch):
+def test_the_decoder_learns_to_be_near_and_to_be_taken_for_real(module, batch):
     picture, fake = batch["picture"], drawn(module, batch)
     verdict, features = module.critic(fake)
     _, real = module.critic(picture)

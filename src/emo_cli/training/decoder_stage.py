@@ -35,7 +35,7 @@ CRITIC_WIDTHS = (32, 64, 128)
 
 
 class PatchCritic(nn.Module):
-    """Real (above 0) or drawn (below 0), for each patch of about 30 pixels."""
+    """Real (above 0) or drawn (below 0), for each patch of 38 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
