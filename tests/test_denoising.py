@@ -37,6 +37,9 @@ PLAIN = DenoisingOptions(
 )
 
 
+TOLD = ("face_points", "lips", "lids", "brows", "gaze")
+
+
 def loss_of(config=SMALL_MINI, **changes):
     torch.manual_seed(0)
     model = EmoModel(config)
@@ -57,6 +60,8 @@ def batch_of(config=SMALL_MINI, clips=2, frames=16):
         "lids": torch.rand(clips, clip, generator=g),
         "lips": torch.rand(clips, clip, 2, generator=g) * torch.tensor([0.2, 0.1])
         + torch.tensor([0.0, 0.5]),
+        "brows": 0.03 * torch.randn(clips, clip, generator=g),
+        "gaze": 0.03 * torch.randn(clips, clip, 2, generator=g),
         "face_points": torch.from_numpy(usual_points((12, 12, 52, 56))).expand(clips, -1, -1),
         "flow": torch.randn(clips, clip, 2, latent, latent, generator=g),
         "reference": torch.randint(256, (clips, side, side, 3), generator=g).byte(),
@@ -104,7 +109,7 @@ def test_conditions_reach_the_networks_as_at_inference():
             motion = net.motion_features(batch["latents"][i : i + 1, :4])
             flow = batch["flow"][i : i + 1]
             picture = batch["reference"][i : i + 1].permute(0, 3, 1, 2) / 127.5 - 1
-            face = FaceMoves(*(batch[n][i : i + 1] for n in ("face_points", "lips", "lids")))
+            face = FaceMoves(*(batch[n][i : i + 1] for n in TOLD))
             moved = module.frozen[0].encode(moved_pictures(picture, flow, face)[0])[None]
             gestures = Gestures(batch["lids"][i : i + 1], Head(flow, moved))
             clip = backbone.prepare_clip(audio, motion, speed, gestures)
@@ -119,7 +124,7 @@ def test_without_its_picture_the_reference_is_moved_as_the_autoencoder_shows_it(
     del batch["reference"]
     with torch.no_grad():
         autoencoder = module.frozen[0]
-        face = FaceMoves(*(batch[name] for name in ("face_points", "lips", "lids")))
+        face = FaceMoves(*(batch[name] for name in TOLD))
         pictures = moved_pictures(autoencoder.decode(portrait), batch["flow"], face)
         expected = autoencoder.encode(pictures[0])[None]
     flow, moved = module._head(batch, portrait, keep)

@@ -13,13 +13,14 @@ from PIL import Image
 from small_models import SMALL_FULL, save_small
 
 from emo_cli import Engine, GenerateOptions
+from emo_cli.acting import act
 from emo_cli.blinks import blinks
 from emo_cli.conditions import windows
 from emo_cli.denoiser import BackboneSteps
 from emo_cli.device import Offload, choose_dtype, download, keep_freed_memory, upload
 from emo_cli.errors import EmoError
 from emo_cli.face_flow import FaceMoves
-from emo_cli.face_points import lip_shape
+from emo_cli.face_points import eye_axes, lip_shape
 from emo_cli.files import sha256_of
 from emo_cli.head_flow import head_flow, moved_pictures
 from emo_cli.head_path import head_path
@@ -156,6 +157,8 @@ def test_each_clip_is_told_its_part_of_the_heads_path_and_what_the_sounds_lips_d
     told = [gestures.head for gestures in gestures_of(engine, video)]
     box, speed = video.portrait.face_box, video.sampling.speed
     moves = head_path(36, 6, speed, box, mask_box(video.portrait.mask))
+    acting = act(video.portrait, video.sound.loudness(36, 25), 6, speed)
+    assert acting.gaze.any() and acting.brows.any()
     size = engine.config.picture_size, engine.config.latent_size
     expected = torch.from_numpy(head_flow(moves, box, *size))[None]
     assert not expected[:, 0].any() and expected[:, -1].any()
@@ -168,8 +171,9 @@ def test_each_clip_is_told_its_part_of_the_heads_path_and_what_the_sounds_lips_d
         lips = engine.model.lip_reader(heard[None])
     assert lips.std() > 0
     lips = lips + torch.tensor([0, float(lip_shape(points)[1])])  # wider than the portrait's
-    lids = torch.from_numpy(blinks(36, 6))[None]
-    face = FaceMoves(torch.from_numpy(points)[None], lips, lids)
+    lids, brows = (torch.from_numpy(x)[None] for x in (blinks(36, 6), acting.brows))
+    gaze = torch.from_numpy(acting.gaze @ eye_axes(points).T).float()[None]
+    face = FaceMoves(torch.from_numpy(points)[None], lips, lids, brows, gaze)
     latents = engine.model.autoencoder.encode(moved_pictures(picture, expected, face)[0])
     moved = torch.cat([head.moved for head in told], 1)
     torch.testing.assert_close(moved[0], latents, atol=1e-5, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""A portrait's lips and lids, moved as they are told."""
+"""A portrait's lips and eyes, moved as they are told."""
 
 import numpy as np
 import pytest
@@ -13,24 +13,34 @@ from emo_cli.face_flow import (
     FaceMoves,
     move_face,
 )
-from emo_cli.face_points import EYES, FACE_POINTS, lip_shape, usual_points
+from emo_cli.face_points import EYES, FACE_POINTS, eye_shape, lip_shape, usual_points
 from emo_cli.faces import find_faces
 from emo_cli.head_flow import moved_pictures
 
 SIDE = 128
-# Corners, lips (parted by 2), chin, nose; each eye's corners, lids and brow.
+# Corners, lips (parted by 2), chin, nose; each eye's corners, lids and brow; irises.
 MOUTH = [(44, 90), (84, 90), (64, 89), (64, 91), (64, 118), (64, 76)]
 LEFT, RIGHT = ([(24, 50), (48, 50), (36, 46), (36, 54), (36, 38)],
                [(104, 50), (80, 50), (92, 46), (92, 54), (92, 38)])  # fmt: skip
-POINTS = np.pad(np.array(MOUTH + LEFT + RIGHT, np.float32), ((0, 0), (0, 1)))
+IRISES = [(36, 50), (92, 50)]
+POINTS = np.pad(np.array(MOUTH + LEFT + RIGHT + IRISES, np.float32), ((0, 0), (0, 1)))
 EYE_DISTANCE, GAP, WIDTH = 80, 2, 40
 
 
-def places(gap=GAP, width=WIDTH, lids=0.0, points=POINTS):
-    """Where each pixel's middle comes from [S, S, 2]; gap and width in pixels."""
-    lips = torch.tensor([[[gap, width]]]) / EYE_DISTANCE
-    face = FaceMoves(torch.from_numpy(points)[None], lips, torch.full((1, 1), lids))
-    return move_face(grid(), face)[0][0, 0]
+def face_of(points, gap=GAP, width=WIDTH, lids=0.0, lift=0.0, gaze=(0.0, 0.0)):
+    """One frame's moves, in pixels."""
+    return FaceMoves(
+        points=torch.from_numpy(points)[None],
+        lips=torch.tensor([[[gap, width]]]) / EYE_DISTANCE,
+        lids=torch.full((1, 1), lids),
+        brows=torch.full((1, 1), lift) / EYE_DISTANCE,
+        gaze=torch.tensor([[gaze]]) / EYE_DISTANCE,
+    )
+
+
+def places(points=POINTS, **moves):
+    """Where each pixel's middle comes from [S, S, 2]."""
+    return move_face(grid(), face_of(points, **moves))[0][0, 0]
 
 
 def apart(gap, was=GAP):
@@ -101,11 +111,48 @@ def test_lids_come_down_as_far_as_is_told():
         assert source(found, 64, 50) == pytest.approx([64, 50], abs=0.05)
 
 
+def test_irises_move_between_lids_that_rest():
+    for x, y in ((4.0, 0.0), (-3.0, 1.5), (0.0, -1.5)):
+        found = places(gaze=(x, y))
+        for eye in (36, 92):
+            at = source(found, eye + x, 50 + y)
+            assert at == pytest.approx([eye, 50], abs=0.3)
+            for side, bow in ((-8, 1 - (8 / 12) ** 2), (0, 1), (8, 1 - (8 / 12) ** 2)):
+                for edge in (50 - 4 * bow - 0.5, 50 + 4 * bow + 0.5):  # skin and lashes
+                    assert source(found, eye + side, edge) == pytest.approx(
+                        [eye + side, edge], abs=0.5
+                    )
+            for corner in (eye - 12, eye + 12):
+                assert source(found, corner, 50) == pytest.approx([corner, 50], abs=0.1)
+        assert abs(found[46:54, 24:48, 1] - 50).max() <= 4.6  # no lid is drawn into an eye
+
+
+def test_irises_are_hidden_by_lids_that_come_down():
+    found, open_eyes = places(lids=0.5, gaze=(4.0, 0.0)), places(lids=0.5)
+    assert source(found, 40, 52) == pytest.approx([36, 52], abs=0.3)
+    assert source(found, 40, 48.5) == pytest.approx(source(open_eyes, 40, 48.5), abs=0.05)
+
+
+def test_brows_rise_and_the_eyes_below_them_rest():
+    found = places(lift=3.0)
+    for x in (36, 92):
+        assert source(found, x, 35) == pytest.approx([x, 38], abs=0.4)  # the brow
+        assert 40 < source(found, x, 38)[1] < 42  # and what was below it
+        assert source(found, x, 30)[1] > 31  # the forehead gathers
+        for y in (47, 50, 54, 20):
+            assert source(found, x, y) == pytest.approx([x, y], abs=0.1)
+    for x, y in ((64, 38), (64, 90), (4, 38)):
+        assert source(found, x, y) == pytest.approx([x, y], abs=0.05)
+    assert source(places(lift=-2.0), 36, 40) == pytest.approx([36, 38], abs=0.4)
+
+
 def test_a_mirrored_face_moves_as_its_mirror_image():
-    plain = places(gap=10, width=36, lids=0.7)
+    moves = {"gap": 10, "width": 36, "lids": 0.4, "lift": 2.0}
+    plain = places(**moves, gaze=(3.0, 1.0))
     mirrored = POINTS.copy()
     mirrored[:, 0] = SIDE - mirrored[:, 0]
-    found = places(gap=10, width=36, lids=0.7, points=mirrored).flip(1)
+    mirrored = mirrored[[1, 0, *range(2, 6), *range(11, 16), *range(6, 11), 17, 16]]
+    found = places(points=mirrored, **moves, gaze=(-3.0, 1.0)).flip(1)
     found[..., 0] = SIDE - found[..., 0]
     torch.testing.assert_close(found, plain, atol=1e-3, rtol=0)
 
@@ -113,8 +160,8 @@ def test_a_mirrored_face_moves_as_its_mirror_image():
 def test_a_turned_face_moves_as_it_is_turned():
     quarter = POINTS.copy()
     quarter[:, 0], quarter[:, 1] = SIDE - POINTS[:, 1], POINTS[:, 0]
-    found = places(gap=10, lids=0.7, points=quarter)
-    plain = places(gap=10, lids=0.7)
+    moves = {"gap": 10, "lids": 0.4, "lift": 2.0, "gaze": (3.0, 1.0)}
+    found, plain = places(points=quarter, **moves), places(**moves)
     expected = torch.stack([SIDE - plain[..., 1], plain[..., 0]], -1).rot90(-1)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
@@ -123,9 +170,12 @@ def test_each_frame_and_each_face_has_its_own():
     lips = torch.tensor([[[0.0, 0.5], [0.2, 0.5]], [[0.1, 0.4], [0.0, 0.5]]])
     points = torch.from_numpy(np.stack([POINTS, POINTS + np.float32([4, -3, 0])]))
     lids = torch.tensor([[0.0, 1.0], [0.3, 0.0]])
-    together, _ = move_face(grid().expand(2, 2, -1, -1, -1), FaceMoves(points, lips, lids))
+    brows, gaze = 0.1 * lids, 0.1 * lips
+    told = FaceMoves(points, lips, lids, brows, gaze)
+    together, _ = move_face(grid().expand(2, 2, -1, -1, -1), told)
     for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        face = FaceMoves(points[i : i + 1], lips[i : i + 1, j : j + 1], lids[i : i + 1, j : j + 1])
+        of_frame = (values[i : i + 1, j : j + 1] for values in told[1:])
+        face = FaceMoves(points[i : i + 1], *of_frame)
         torch.testing.assert_close(together[i, j], move_face(grid(), face)[0][0, 0])
 
 
@@ -135,9 +185,7 @@ SHUT[2:4, 1], PARTED[2, 1], PARTED[3, 1] = 90, 86, 98  # lips meet at 90, or 89
 
 def laid_over(gap, points):
     """Colours [S, S, 3] of a mouth's inside and how much they cover [S, S]; gap in pixels."""
-    lips = torch.tensor([[[gap, WIDTH]]]) / EYE_DISTANCE
-    face = FaceMoves(torch.from_numpy(points)[None], lips, torch.zeros(1, 1))
-    inside = move_face(grid(), face)[1]
+    inside = move_face(grid(), face_of(points, gap=gap))[1]
     return inside.colour[0, 0], inside.cover[0, 0]
 
 
@@ -169,29 +217,47 @@ def test_teeth_that_a_portrait_shows_stay_where_they_are():
     assert not laid_over(12, PARTED)[1].any() and not laid_over(4, PARTED)[1].any()
 
 
+SKIN = np.array([0.9, 0.72, 0.6], np.float32)
+
+
+def lit_mouth(skin, eyes=None):
+    """Pictures [1, 3, S, S] of 0..1 in which lips part that were shut, on skin of one colour."""
+    picture = torch.tensor(skin, dtype=torch.float32)[:, None, None].expand(3, SIDE, SIDE).clone()
+    if eyes is not None:
+        picture[:, 44:58] = eyes
+    face = face_of(SHUT, gap=0.25 * EYE_DISTANCE)
+    return (moved_pictures(2 * picture[None] - 1, torch.zeros(1, 1, 2, 16, 16), face)[0] + 1) / 2
+
+
 def test_a_mouth_is_as_light_as_its_face():
-    face = FaceMoves(torch.from_numpy(SHUT)[None], torch.tensor([[[0.25, 0.5]]]), torch.zeros(1, 1))
-    still = torch.zeros(1, 1, 2, 16, 16)
-    bright, dark = (
-        moved_pictures(torch.full((1, 3, SIDE, SIDE), 2 * grey - 1), still, face)[0, 0]
-        for grey in (0.75, 0.375)
-    )
     (colour, cover), at = laid_over(0.25 * EYE_DISTANCE, SHUT), (88, 60)
     assert cover[at] == 1
-    torch.testing.assert_close((bright[:, *at] + 1) / 2, colour[at], atol=1e-3, rtol=0)
-    torch.testing.assert_close((dark[:, *at] + 1) / 2, colour[at] / 2, atol=1e-3, rtol=0)
-    assert (bright[:, :, 40] == 0.5).all()  # beside the mouth nothing is laid over
+    full = lit_mouth(SKIN)[0]
+    bright = full[:, *at]
+    assert bright.mean().item() == pytest.approx(colour[at].mean().item(), rel=0.1)
+    assert 1 < (bright[0] / bright[2]) / (colour[at][0] / colour[at][2]) < 1.3  # as warm as skin
+    beside = torch.tensor(SKIN)[:, None].expand(3, SIDE)  # where nothing is laid over
+    torch.testing.assert_close(full[:, :, 40], beside, atol=1e-6, rtol=0)
+    in_shade = lit_mouth(0.5 * SKIN)[0][:, *at]
+    assert (in_shade / bright).numpy() == pytest.approx(np.full(3, 0.5), abs=0.06)
+    whites = lit_mouth(0.5 * SKIN, eyes=0.7)[0][:, *at]  # dark skin in full light
+    assert (whites / bright).numpy() == pytest.approx(np.full(3, 1.0), abs=0.08)
+
+
+def test_a_mouth_in_a_grey_picture_is_grey():
+    coloured, grey = (lit_mouth(skin)[0][:, 88:106, 60] for skin in (SKIN, np.full(3, SKIN.mean())))
+    assert (coloured.amax(0) - coloured.amin(0)).max() > 0.1
+    assert (grey.amax(0) - grey.amin(0)).max() < 1e-3
+    assert grey.mean().item() == pytest.approx(coloured.mean().item(), abs=0.03)
 
 
 def test_pictures_are_moved_by_the_head_and_then_by_the_face():
     """A head that has gone down: its lips part where they now are."""
     picture = torch.zeros(1, 3, SIDE, SIDE)
     picture[..., 96:, :] = 1  # white from below the lower lip
-    points = torch.from_numpy(POINTS)[None]
-    lips = torch.tensor([[[10.0, WIDTH]]]) / EYE_DISTANCE
     flow = torch.zeros(1, 1, 2, 16, 16)
     flow[:, :, 1] = -1  # from 8 pixels further up
-    face = FaceMoves(points, lips, torch.zeros(1, 1))
+    face = face_of(POINTS, gap=10.0)
     column = moved_pictures(picture, flow, face)[0, 0, 0, :, 64]
     still = moved_pictures(picture, 0 * flow, face)[0, 0, 0, :, 64]
     torch.testing.assert_close(column[8:], still[:-8], atol=1e-4, rtol=0)
@@ -211,12 +277,25 @@ def test_the_shape_of_lips_is_measured_in_distances_of_the_eyes():
     assert lip_shape(POINTS) == pytest.approx(shape[0])
 
 
+def test_brows_and_gaze_are_measured_along_the_face_in_distances_of_the_eyes():
+    points = np.stack([POINTS] * 4).astype(float)
+    points[1, [10, 15], 1] -= 4  # brows
+    points[2, 16:] += [3, 0, 0]  # irises
+    points[3, 16:] += [0, -2, 0]
+    shape = eye_shape(points)
+    assert shape.shape == (4, 3) and shape[0, 1:] == pytest.approx([0, 0])
+    moved = (shape - shape[0])[1:] * EYE_DISTANCE
+    assert moved == pytest.approx(np.array([[4, 0, 0], [0, 3, 0], [0, 0, -2]]), abs=1e-4)
+    quarter = np.stack([SIDE - points[..., 1], points[..., 0], points[..., 2]], -1)
+    assert eye_shape(2 * quarter) == pytest.approx(shape, abs=1e-5)
+
+
 def test_a_face_of_which_only_the_box_is_known_is_a_usual_one(shared_data):
     picture = sorted((shared_data / "portraits" / "canada").glob("*neutral*"))[0]
     from emo_cli.picture import read_picture
 
     face = find_faces(read_picture(picture))[0]
     found, usual = face.landmarks[FACE_POINTS, :2], usual_points(face.box)
-    assert usual.shape == (16, 3) and not usual[:, 2].any()
+    assert usual.shape == (18, 3) and not usual[:, 2].any()
     assert np.abs(found - usual[:, :2]).max() < 0.08 * face.height
     assert len(EYES[0]) == len(EYES[1]) == 5

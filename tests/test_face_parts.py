@@ -8,7 +8,7 @@ import torch
 from made_faces import made_labels
 from made_video import SIZE, numbered_frames
 
-from emo_cli.face_points import FACE_POINTS, lip_shape
+from emo_cli.face_points import FACE_POINTS, eye_shape, lip_shape
 from emo_cli.training.dataset import ClipDataset, Needs
 from emo_cli.training.draws import Draw
 from emo_cli.training.face_parts import (
@@ -131,6 +131,16 @@ def test_a_sample_says_how_its_frames_lips_are_and_how_wide_the_clips_usually(bl
             sample["lips"].numpy(), lip_shape(sample["landmarks"][4:, FACE_POINTS].numpy())
         )
         assert sample["lip_width"].item() == np.median(whole[:, 1])
+
+
+def test_a_sample_says_how_its_frames_eyes_differ_from_the_references(blinking):
+    needs = Needs(motion_frames=4, clip_frames=12, window=2, size=SIZE)
+    data = ClipDataset(str(blinking), split="train", needs=needs)
+    sample = data[Draw(0, 3)]
+    points, still = sample["landmarks"][4:, FACE_POINTS], sample["reference_landmarks"][FACE_POINTS]
+    told = eye_shape(points.numpy()) - eye_shape(still.numpy())
+    assert np.array_equal(sample["brows"].numpy(), told[:, 0])
+    assert np.array_equal(sample["gaze"].numpy(), told[:, 1:])
 
 
 def test_held_lids_change_the_motion_frames_eyes_alone(blinking, small_model):

@@ -10,17 +10,19 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from emo_cli.device import upload
 from emo_cli.face_flow import FaceMoves
-from emo_cli.face_points import lip_shape
+from emo_cli.face_points import eye_axes, lip_shape
 from emo_cli.head_flow import HeadMoves, head_flow, moved_pictures
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.gestures import Gestures, Head
 
 if TYPE_CHECKING:
+    from emo_cli.acting import Acting
     from emo_cli.clips import PlannedClip
     from emo_cli.engine import Video
     from emo_cli.portrait import Portrait
@@ -86,27 +88,37 @@ class ClipConditions:
     def gestures(self, video: Video, planned: PlannedClip, heard: Tensor) -> Gestures:
         """Eyelids, head and lips of a clip, the same for every branch."""
         frames = slice(planned.start, planned.start + self.config.clip_frames)
-        lids = upload(torch.from_numpy(video.lids[frames]), self.device)[None]
+        acting = video.acting.part(frames)
+        lids = self._put(acting.lids)[None]
         head = None
         if self.config.unet.told_head:
-            head = self._head(video, frames, self._face(video, lids, heard))
+            face = self._face(video.portrait, acting, heard)
+            head = self._head(video, acting.head, face)
         return Gestures(lids.expand(len(video.branches), -1), head)
 
-    def _face(self, video: Video, lids: Tensor, heard: Tensor) -> FaceMoves | None:
-        """What the portrait's lips do to what is heard, and its lids, for a model that is told."""
-        reader, points = self.model.lip_reader, video.portrait.face_points
+    def _face(self, portrait: Portrait, acting: Acting, heard: Tensor) -> FaceMoves | None:
+        """What the portrait's lips do to what is heard, and its eyes, for a model that is told."""
+        reader, points = self.model.lip_reader, portrait.face_points
         if reader is None:
             return None
         with self.at_work(reader):
             lips = reader(heard[None])
         # Of the portrait's own lips only the width is theirs to keep.
-        usual = upload(torch.from_numpy(lip_shape(points) * [0, 1]).float(), self.device)
-        return FaceMoves(upload(torch.from_numpy(points), self.device)[None], usual + lips, lids)
+        usual = self._put(lip_shape(points) * [0, 1])
+        return FaceMoves(
+            points=self._put(points)[None],
+            lips=usual + lips,
+            lids=self._put(acting.lids)[None],
+            brows=self._put(acting.brows)[None],
+            gaze=self._put(acting.gaze @ eye_axes(points).T)[None],
+        )
 
-    def _head(self, video: Video, frames: slice, face: FaceMoves | None) -> Head:
-        """Where the head is in those frames, for every branch; a null portrait stays null."""
+    def _put(self, values: np.ndarray) -> Tensor:
+        return upload(torch.from_numpy(values).float(), self.device)
+
+    def _head(self, video: Video, moves: HeadMoves, face: FaceMoves | None) -> Head:
+        """Where the head is in a clip's frames, for every branch; a null portrait stays null."""
         config, portrait = self.config, video.portrait
-        moves = HeadMoves(*(values[frames] for values in video.head))
         field = head_flow(moves, portrait.face_box, config.picture_size, config.latent_size)
         flow = upload(torch.from_numpy(field), self.device)[None]
         pictures = moved_pictures(portrait_pixels(portrait, self.device), flow, face)[0]

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from emo_cli.acting import Acting, act
 from emo_cli.audio import AudioFeatures, Sound, decode_sound
-from emo_cli.blinks import blinks
 from emo_cli.clips import PlannedClip, count_clips, plan
 from emo_cli.conditions import ClipConditions, portrait_pixels
 from emo_cli.config import GenerateOptions, ModelConfig
@@ -34,12 +34,10 @@ from emo_cli.device import (
     upload,
 )
 from emo_cli.frames import Clip, MadeClip, start_decoding
-from emo_cli.head_flow import HeadMoves
-from emo_cli.head_path import head_path
 from emo_cli.model.backbone import VideoState
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.load import load_model, model_digest, model_folder, training_note
-from emo_cli.portrait import Portrait, mask_box, prepare_portrait
+from emo_cli.portrait import Portrait, prepare_portrait
 from emo_cli.quality import Sampling, resolve
 from emo_cli.sampler import (
     Branch,
@@ -62,8 +60,7 @@ class Video:
     num_frames: int
     num_clips: int
     features: AudioFeatures
-    lids: np.ndarray  # [num_clips * F], 0 open .. 1 shut
-    head: HeadMoves  # of as many frames
+    acting: Acting  # of num_clips * F frames
     state: VideoState
     sampling: Sampling
     scheduler: Any
@@ -179,6 +176,7 @@ class Engine:
         scheduler = build_scheduler(config.diffusion, sampling.solver, sampling.steps)
         num_frames = sound.num_frames(config.fps)
         num_clips = count_clips(num_frames, config.clip_frames)
+        loudness = sound.loudness(num_clips * config.clip_frames, config.fps)
         with out_of_memory_hint():
             state = self._video_state(portrait, branches)
         return Video(
@@ -194,14 +192,7 @@ class Engine:
                 fps=config.fps,
                 at_work=self._at_work,
             ),
-            lids=blinks(num_clips * config.clip_frames, options.seed),
-            head=head_path(
-                num_clips * config.clip_frames,
-                options.seed,
-                sampling.speed,
-                portrait.face_box,
-                mask_box(portrait.mask),
-            ),
+            acting=act(portrait, loudness, options.seed, sampling.speed),
             state=state,
             sampling=sampling,
             scheduler=scheduler,

@@ -1,8 +1,9 @@
-"""How lips and lids of a portrait move, for models that are shown it so (`UNetConfig.told_lips`).
+"""How lips and eyes of a portrait move, for models that are shown it so (`UNetConfig.told_lips`).
 
 Lips part along the line where they meet, the lower one takes the chin along; between them are the
 teeth that the portrait shows, else drawn ones, tongue and dark (`mouth.py`); lids come down over
-the eyes. As with the head (`head_flow.py`) that is a hint from which a network draws the frame.
+the eyes, irises move between them, brows rise. As with the head (`head_flow.py`) that is a hint
+from which a network draws the frame.
 
 Shapes: B clips, F frames, S side of the picture in pixels; x right, y down. "Of the eyes": in
 distances of the eyes' outer corners, so that the size of a face does not count.
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from emo_cli.device import upload
-from emo_cli.face_points import LEAST, LEFT_EYE, RIGHT_EYE
+from emo_cli.face_points import LEAST, LEFT_EYE, LEFT_IRIS, RIGHT_EYE
 from emo_cli.mouth import drawn_teeth, inside_colours, shade
 
 LOWER_SHARE = 0.75  # of the gap between the lips is the lower one's, whose jaw falls
@@ -28,14 +29,19 @@ TEETH = drawn_teeth(0)
 BITE = 0.028  # of the eyes: so far below the line where lips meet teeth end
 OWN_BITE = 0.15  # of the gap of an open portrait: so far above its lower lip its own end
 WIDER = (0.6, 1.6)  # lips of a portrait are made narrower and wider so far
+IRIS_SLOWS = 0.56  # of half an eye's width: so near to its corners irises stop
+BROW = (0.9, 1.8)  # of half an eye's width from its middle: a brow as a whole; nothing follows it
+FOREHEAD = 1.2  # of a brow's height above the eye: over that the forehead gathers
 
 
 class FaceMoves(NamedTuple):
-    """What a portrait's lips and lids do in each frame."""
+    """What a portrait's lips and eyes do in each frame."""
 
-    points: Tensor  # [B, 16, 3], FACE_POINTS of the portrait in pixels
+    points: Tensor  # [B, 18, 3], FACE_POINTS of the portrait in pixels
     lips: Tensor  # [B, F, 2], the gap between them and their width, of the eyes
     lids: Tensor  # [B, F], 0 open .. 1 shut
+    brows: Tensor  # [B, F], how much higher than in the portrait, of the eyes
+    gaze: Tensor  # [B, F, 2], moves of the irises along the eyes and down, of the eyes
 
 
 class Inside(NamedTuple):
@@ -95,16 +101,24 @@ def move_face(at: Tensor, face: FaceMoves) -> tuple[Tensor, Inside]:
     points = [point[..., :2] for point in deep]  # each [B, 1, 1, 1, 2]
     left, right, upper, lower, chin, nose = points[:6]
     down, lids = chin - nose, face.lids[:, :, None, None]
+    lift = eyes * face.brows[:, :, None, None]
+    gaze = eyes[..., None] * face.gaze[:, :, None, None]
     inside = Inside(at.new_zeros(*at.shape[:-1], 3), at.new_zeros(at.shape[:-1]))
     moved, axes = at.clone(), _axes(left, right, down)
     part = _around(at, axes.centre, 2.4 * torch.maximum(axes.half, axes.height(chin) / 1.3))
     mouth = _mouth(at[part], axes, (upper, lower), gap, wider, eyes)
     moved[part] += _lips(mouth, axes, chin, nose)
     inside.colour[part], inside.cover[part] = _inside(mouth)
-    for outer, inner, above, below, brow in (points[LEFT_EYE:RIGHT_EYE], points[RIGHT_EYE:]):
-        eye = _axes(outer, inner, down)
-        part = _around(at, eye.centre, torch.maximum(eye.half, -eye.height(brow)))
-        moved[part] += _eye(at[part], eye, (above, below, brow), lids)
+    left_eye, right_eye = points[LEFT_EYE:RIGHT_EYE], points[RIGHT_EYE:LEFT_IRIS]
+    for corners, (above, below, brow) in (
+        (left_eye[:2], left_eye[2:]),
+        (right_eye[1::-1], right_eye[2:]),
+    ):
+        eye = _axes(corners[0], corners[1], down)
+        reach = torch.maximum(BROW[1] * eye.half, (1 + FOREHEAD) * -eye.height(brow))
+        part = _around(at, eye.centre, reach)
+        moved[part] += _eye(at[part], eye, (above, below, brow), lids, gaze)
+        moved[part] += _brow(at[part], eye, (above, brow), lift)
     return moved, inside
 
 
@@ -207,8 +221,9 @@ def _inside(mouth: _Mouth) -> tuple[Tensor, Tensor]:
     return colour * shade((mouth.x + 1) / 2, (below - high) / width, mouth.gap / width), cover
 
 
-def _eye(at: Tensor, axes: _Axes, points: tuple[Tensor, ...], shut: Tensor) -> Tensor:
-    """From places to their sources, [B, F, S, S, 2]: the upper lid comes down to the lower one."""
+def _eye(at: Tensor, axes: _Axes, points: tuple[Tensor, ...], shut: Tensor, gaze: Tensor) -> Tensor:
+    """From places to their sources, [B, F, S, S, 2]: the upper lid comes down to the lower one,
+    the iris moves between them."""
     beside = at - axes.centre
     u, v = (beside * axes.along).sum(-1) / axes.half, (beside * axes.down).sum(-1)
     bow = _bow(u)
@@ -218,7 +233,30 @@ def _eye(at: Tensor, axes: _Axes, points: tuple[Tensor, ...], shut: Tensor) -> T
     top = torch.minimum(brow, above - 0.3 * axes.half)  # what lies between stretches
     share = ((v - top) / (fallen - top)).clamp(0, 1)
     downwards = torch.where(v < fallen, share * (edge - fallen), 0)
-    return downwards[..., None] * axes.down
+    seen = (torch.minimum(v - fallen, below * bow - v)).clamp(0, 1)  # within a pixel
+    moves = _smooth((1 - u.abs()) / IRIS_SLOWS)
+    across = -moves * gaze[..., 0]
+    opening = _bow(u + across / axes.half)
+    looked = torch.minimum(
+        torch.maximum(v - moves * gaze[..., 1], above * opening), below * opening
+    )
+    downwards = downwards + seen * (looked - v)
+    return (seen * across)[..., None] * axes.along + downwards[..., None] * axes.down
+
+
+def _brow(at: Tensor, axes: _Axes, points: tuple[Tensor, ...], lift: Tensor) -> Tensor:
+    """From places to their sources, [B, F, S, S, 2]: the brow rises, lid and forehead give way."""
+    beside = at - axes.centre
+    u, v = (beside * axes.along).sum(-1) / axes.half, (beside * axes.down).sum(-1)
+    above, brow = (axes.height(point) for point in points)
+    lid = above - brow
+    share = torch.where(
+        v > brow,
+        _smooth((above - v) / lid.clamp_min(LEAST)),
+        1 - _smooth((brow - v) / (-FOREHEAD * brow).clamp_min(LEAST)),
+    )
+    share = share * (1 - _smooth((u.abs() - BROW[0]) / (BROW[1] - BROW[0])))
+    return (lift * share)[..., None] * axes.down
 
 
 def _bow(x: Tensor) -> Tensor:

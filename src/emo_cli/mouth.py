@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emo_cli.face_points import LEFT_EYE, RIGHT_EYE
+
 Array = NDArray[np.floating]
 
 CAVITY = (0.21, 0.075, 0.075)  # the dark, RGB of 0..1
@@ -31,6 +33,8 @@ LOWER_ROW = ((0.058, 0.09, 0.0), (0.062, 0.09, 0.001), (0.068, 0.10, -0.004),
              (0.062, 0.08, 0.012), (0.052, 0.07, 0.022), (0.045, 0.06, 0.03))
 # fmt: on
 BRIGHT = 0.75  # skin in a light of 1
+WHITES_SHADED = 0.06  # lids shade them
+COLOURED = 0.1  # skin whose channels differ by so much of its brightness is in a coloured picture
 SHADOW = (0.85, 1.03, 1.05)  # RGB: the darker, the warmer, for lips and tongue reflect the light
 
 
@@ -92,23 +96,42 @@ def shade(along: Tensor, over: Tensor, gap: Tensor) -> Tensor:
     return (corners * narrow * below_lip)[..., None] ** along.new_tensor(SHADOW)
 
 
-def light_on(pictures: Tensor, points: Tensor) -> Tensor:
-    """How bright and how warm the light on a face is, as its skin tells: RGB [B, 3], about 1.
+def in_light_of(colours: Tensor, pictures: Tensor, points: Tensor) -> Tensor:
+    """Colours [B, ..., 3] in 0..1 of full light, in that of a face: as bright and as warm as its
+    lit skin, on dark skin as bright as the whites of its eyes; in a grey picture grey.
 
-    pictures [B, 3, S, S] of -1..1; points [B, N, 3] of the face in pixels, its outermost ones.
+    pictures [B, 3, S, S] of -1..1; points [B, 18, 3] of the face in pixels (`face_points.py`).
     """
     side = pictures.shape[-1]
     first = points[..., :2].amin(1).long().clamp(0, side - 1)
     end = (points[..., :2].amax(1).long() + 1).clamp(1, side)
-    light = []
-    for picture, (x0, y0), (x1, y1) in zip(
-        pictures.float(), first.tolist(), end.tolist(), strict=True
+    lit = []
+    for colour, picture, (x0, y0), (x1, y1), whites in zip(
+        colours, pictures.float(), first.tolist(), end.tolist(), _whites(points), strict=True
     ):
-        skin = (picture[:, y0:y1, x0:x1].flatten(1) + 1) / 2
-        bright = (skin.mean(0).quantile(0.85) / BRIGHT).clamp(0.5, 1.1)
+        rgb = (picture + 1) / 2
+        skin = rgb[:, y0:y1, x0:x1].flatten(1)
+        x, y = whites.long().clamp(0, side - 1).unbind(-1)
+        eyes = rgb[:, y, x].mean(0).quantile(0.85) + WHITES_SHADED
+        bright = (torch.maximum(skin.mean(0).quantile(0.85), eyes) / BRIGHT).clamp(0.5, 1.1)
         warm = skin.quantile(0.8, dim=1) + 0.08
-        light.append(bright * ((warm / warm.mean()) ** 0.35).clamp(0.9, 1.1))
-    return torch.stack(light)
+        light = bright * ((warm / warm.mean()) ** 0.35).clamp(0.9, 1.1)
+        spread = (skin.amax(0) - skin.amin(0)) / skin.mean(0).clamp_min(0.02)
+        coloured = (spread.median() / COLOURED).clamp(0, 1)
+        colour = (colour * light).clamp(0, 1)
+        lit.append(torch.lerp(colour.mean(-1, keepdim=True), colour, coloured))
+    return torch.stack(lit)
+
+
+def _whites(points: Tensor) -> Tensor:
+    """Places [B, P, 2] between the lids, away from the middle, where most irises are."""
+    places = []
+    for eye in (LEFT_EYE, RIGHT_EYE):
+        outer, inner, above, below = points[:, eye : eye + 4, :2].unbind(1)
+        middle = (above + below) / 2
+        places += [torch.lerp(middle, corner, share) for corner in (outer, inner)
+                   for share in (0.35, 0.45, 0.55, 0.65)]  # fmt: skip
+    return torch.stack(places, 1)
 
 
 def _from_texture(texture: Tensor, at: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Portrait:
     """The portrait as the model takes it.
 
     `picture` [S, S, 3] uint8 RGB; `mask` [S, S] float32, 1 inside the face region, else 0;
-    `face_box` and `face_points` [16, 3] (`face_points.FACE_POINTS`) in pixels of `picture`;
+    `face_box` and `face_points` [18, 3] (`face_points.FACE_POINTS`) in pixels of `picture`;
     `crop` (x0, y0, x1, y1) in pixels of the source, always a square inside it; `num_faces` found, 0
     where the region was given in pixels; `notes` are lines to tell the user.
     """

@@ -54,6 +54,14 @@ class Sound:
         """ceil(duration x fps), so that the tail is never cut; 3.0 s at 25 fps are 75."""
         return max(1, math.ceil(self.duration_s * fps - FRAME_TOLERANCE))
 
+    def loudness(self, num_frames: int, fps: int) -> np.ndarray:
+        """Of each frame the root of the samples' mean square, [num_frames]; 0 beyond the end."""
+        length, loud = self.sample_rate_hz // fps, np.zeros(num_frames, np.float32)
+        for frame in range(min(num_frames, math.ceil(len(self.samples) / length))):
+            heard = self.samples[frame * length : (frame + 1) * length]
+            loud[frame] = np.sqrt(np.square(heard).mean())
+        return loud
+
 
 def decode_sound(
     path: Path, folder: Path, *, start_s: float = 0.0, duration_s: float | None = None

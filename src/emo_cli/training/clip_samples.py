@@ -60,7 +60,7 @@ class ClipSamples:
         size = self.config.picture_size, self.config.latent_size
         parts = seen_most(sample["landmarks"], dataset.needs.clip_frames, *size)
         pictures = ("frames", "reference", "latents", "reference_latents", "mask")
-        wanted = (*pictures, "audio", "speed", "lids", "lips")
+        wanted = (*pictures, "audio", "speed", "lids", "lips", "brows", "gaze")
         item = {name: sample[name] for name in wanted if name in sample}
         item |= parts
         if self.config.unet.told_head:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from emo_cli.errors import EmoError
-from emo_cli.face_points import FACE_POINTS, lip_shape
+from emo_cli.face_points import FACE_POINTS, eye_shape, lip_shape
 from emo_cli.training.draws import Draw, begins_video, derive_seed
 from emo_cli.training.face_parts import (
     LIDS_MOVE,
@@ -122,7 +122,8 @@ class ClipDataset:
         [n+f, V, 3] and `reference_landmarks` [V, 3] in pixels; `mask` [S, S], 1 in the union of all
         the clip's boxes, grown as a portrait's region; `rotation` [n+f] and `speed` [f+2m] degrees
         per frame; `mean_speed` of the clip; `lids` [f], 0 open .. 1 shut; `lips` [f, 2] as
-        `lip_shape` measures them and `lip_width`, the median of the clip; `has_sound`; where asked
+        `lip_shape` measures them and `lip_width`, the median of the clip; `brows` [f] and
+        `gaze` [f, 2], `eye_shape` against the reference's; `has_sound`; where asked
         for, `audio` [f+2m, L*D], zero without sound, `latents` [n+f, C, h, w] and
         `reference_latents` [C, h, w].
         """
@@ -263,7 +264,9 @@ class ClipDataset:
     ) -> dict[str, Tensor]:
         around = self._around(chosen[0], labels.num_frames)
         clip = chosen[self.needs.motion_frames :]
-        lips = lip_shape(labels.landmarks[:, FACE_POINTS])
+        points = labels.landmarks[:, FACE_POINTS]
+        lips = lip_shape(points)
+        eyes = eye_shape(points[clip]) - eye_shape(points[reference])
         tensors = {
             "boxes": labels.boxes[chosen],
             "landmarks": labels.landmarks[chosen],
@@ -273,6 +276,8 @@ class ClipDataset:
             "mean_speed": labels.rotation.mean(),
             "lips": lips[clip],
             "lip_width": np.median(lips[:, 1]),
+            "brows": eyes[:, 0],
+            "gaze": eyes[:, 1:],
             "mask": union_mask(labels.boxes, self.needs.size),
         }
         lids = lids_shut(torch.from_numpy(labels.landmarks), LIDS_MOVE)

@@ -92,9 +92,10 @@ class DenoisingLoss(nn.Module):
         `jaw` and `eyes` [B, F, H, W] as `face_parts.seen_most` gives them; `lids` [B, F]; `seed`
         [B]; for clips also `audio` [B, F+2m, L*D], `speed` [B, F+2m] in degrees per frame; where
         the model is told its head `flow` [B, F, 2, H, W], and `reference` beside its latents if it
-        is there; where it is told its lips `lips` [B, F, 2] and the reference's `face_points`
-        [B, 16, 3], as `face_points.py` has them. With `corner` [B, 2] (y, x) latents and parts
-        are windows of the picture that begin there; reference, mask and flow stay whole.
+        is there; where it is told its lips `lips` [B, F, 2], `brows` [B, F], `gaze` [B, F, 2]
+        and the reference's `face_points` [B, 18, 3], as `face_points.py` has them. With `corner`
+        [B, 2] (y, x) latents and parts are windows of the picture that begin there; reference,
+        mask and flow stay whole.
         """
         seeds = batch["seed"]
         latents = self._latents(batch, "latents", "frames")
@@ -183,7 +184,8 @@ class DenoisingLoss(nn.Module):
         autoencoder = self.frozen[0].to(portrait.device)
         flow, face = batch["flow"].to(portrait), None
         if self.config.unet.told_lips:
-            face = FaceMoves(*(batch[name] for name in ("face_points", "lips", "lids")))
+            told = ("face_points", "lips", "lids", "brows", "gaze")
+            face = FaceMoves(*(batch[name] for name in told))
         if "reference" in batch:
             pictures = batch["reference"].permute(0, 3, 1, 2).to(portrait) / 127.5 - 1
         else:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emo_cli.blinks import BLINK
+from emo_cli.eyes import glances
 from emo_cli.face_motion import rotation_between_frames, rotation_matrices
 from emo_cli.training.puppets.mesh import Array
 
@@ -100,7 +101,7 @@ def make_motion(
         # The head rides a little on the breath.
         shift=(sway - 0.3 * breath[:, None] * [0, 1]).astype(np.float32),
         breath=breath.astype(np.float32),
-        gaze=_glances(num_frames, rng),
+        gaze=(GAZE_SPREAD * glances(num_frames, rng)).astype(np.float32),
         blink=_blinks(pauses, rng),
         brows=(0.012 * rng.random() * _drift(num_frames, 10, rng)).astype(np.float32),
     )
@@ -144,19 +145,6 @@ def _drift(num_frames: int, sigma: float, rng: np.random.Generator) -> NDArray[n
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     noise = rng.normal(size=num_frames + 2 * reach)
     return np.convolve(noise, kernel / np.sqrt((kernel**2).sum()), "valid")
-
-
-def _glances(num_frames: int, rng: np.random.Generator) -> Array:
-    """The eyes rest for half a second to two, then jump within two frames."""
-    gaze = np.zeros((num_frames, 2))
-    at, here = 0, rng.normal(size=2) * GAZE_SPREAD
-    while at < num_frames:
-        gaze[at:] = here
-        at += int(rng.integers(12, 50))
-        there = rng.normal(size=2) * GAZE_SPREAD
-        gaze[at : at + 1] = (here + there) / 2
-        at, here = at + 1, there
-    return gaze.astype(np.float32)
 
 
 def _blinks(pauses: NDArray[np.bool_], rng: np.random.Generator) -> Array:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emo_cli.eyes import within_eye
 from emo_cli.face_motion import lip_opening
 from emo_cli.training.puppets.mesh import (
     INNER_LOWER_LIP,
@@ -28,7 +29,6 @@ from emo_cli.training.puppets.motion import Motion
 from emo_cli.training.puppets.still import Still
 
 EYE_RADIUS = 0.055  # of the face's height: from the eyeball's centre to the iris
-FARTHEST_GAZE = 0.45  # of that radius
 UNDER_THE_EYE = 145
 BROW_WIDTH = 0.06  # of the face's height: how far a brow's move reaches
 
@@ -124,10 +124,7 @@ def _gaze(still: Still, motion: Motion) -> Array:
     held = camera @ motion.rotations - camera  # row vectors: the inverse turn
     radius = EYE_RADIUS * still.face_height
     away = held[:, :2] * radius + motion.gaze * still.face_height
-    length = np.linalg.norm(away, axis=1, keepdims=True)
-    away *= np.minimum(1, FARTHEST_GAZE * radius / np.maximum(length, 1e-6))
-    away[:, 1] *= 0.6  # the lids would follow an eye that looks up or down; ours do not
-    return (away @ still.rotation[:2, :2].T).astype(np.float32)
+    return (within_eye(away, radius) @ still.rotation[:2, :2].T).astype(np.float32)
 
 
 def _seen_eyes(mesh: Array, blink: Array, gaze: Array) -> Array:
