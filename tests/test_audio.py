@@ -579,3 +579,14 @@ def test_ffmpeg_program_hears_the_same(tmp_path):
     # That command sums two channels over the square root of two.
     scale = np.dot(found[:count], reference[:count]) / np.dot(reference[:count], reference[:count])
     np.testing.assert_allclose(found[:count], reference[:count] * scale, atol=1e-3)
+
+
+def test_loudness_is_the_sounds_in_each_frame(tmp_path):
+    samples = np.concatenate([tone(16000, 0.4), 0 * tone(16000, 0.4), 0.5 * tone(16000, 0.42)])
+    sound = decode_sound(write_wav(tmp_path / "a.wav", samples), tmp_path)
+    loud = sound.loudness(36, 25)
+    assert loud.shape == (36,)
+    full = 0.5 / math.sqrt(2)
+    assert loud[:10] == pytest.approx(full, rel=0.02) and not loud[10:20].any()
+    assert loud[20:31] == pytest.approx(full / 2, rel=0.02)  # the last frame is not full
+    assert not loud[31:].any()

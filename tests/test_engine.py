@@ -13,6 +13,7 @@ from PIL import Image
 from small_models import SMALL_FULL, save_small
 
 from emo_cli import Engine, GenerateOptions
+from emo_cli.accents import accents
 from emo_cli.acting import act
 from emo_cli.blinks import blinks
 from emo_cli.conditions import windows
@@ -156,8 +157,10 @@ def test_each_clip_is_told_its_part_of_the_heads_path_and_what_the_sounds_lips_d
     video = engine.prepare(portrait, sound, tmp_path, options)
     told = [gestures.head for gestures in gestures_of(engine, video)]
     box, speed = video.portrait.face_box, video.sampling.speed
-    moves = head_path(36, 6, speed, box, mask_box(video.portrait.mask))
-    acting = act(video.portrait, video.sound.loudness(36, 25), 6, speed)
+    loudness = video.sound.loudness(36, 25)
+    nods = accents(loudness, 6, "nods")
+    moves = head_path(nods, 6, speed, box, mask_box(video.portrait.mask))
+    acting = act(video.portrait, loudness, 6, speed)
     assert acting.gaze.any() and acting.brows.any()
     size = engine.config.picture_size, engine.config.latent_size
     expected = torch.from_numpy(head_flow(moves, box, *size))[None]

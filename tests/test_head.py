@@ -26,16 +26,16 @@ def field_at(flow, x, y):
 
 
 def test_a_longer_video_begins_as_a_shorter_one_of_the_same_seed():
-    whole = head_path(3000, 7, 0.3, BOX, INSIDE)
-    for longer, shorter in zip(whole, head_path(301, 7, 0.3, BOX, INSIDE), strict=True):
+    whole = head_path(np.zeros(3000), 7, 0.3, BOX, INSIDE)
+    for longer, shorter in zip(whole, head_path(np.zeros(301), 7, 0.3, BOX, INSIDE), strict=True):
         assert np.array_equal(longer[:301], shorter)
-    assert not np.array_equal(head_path(3000, 8, 0.3, BOX, INSIDE).turns, whole.turns)
+    assert not np.array_equal(head_path(np.zeros(3000), 8, 0.3, BOX, INSIDE).turns, whole.turns)
     assert np.allclose(whole.turns[0], np.eye(3)) and not whole.shifts[0].any()
 
 
 @pytest.mark.parametrize("speed", [0.1, 0.3, 0.6])
 def test_a_path_has_the_speed_that_is_asked_for_and_keeps_within_bounds(speed):
-    turns = head_path(6000, 0, speed, BOX, INSIDE).turns
+    turns = head_path(np.zeros(6000), 0, speed, BOX, INSIDE).turns
     rotation = rotation_between_frames(turns)
     assert rotation[1:].mean() == pytest.approx(speed, rel=0.1)
     yaw = np.degrees(np.arctan2(turns[:, 0, 2], turns[:, 2, 2]))
@@ -44,13 +44,13 @@ def test_a_path_has_the_speed_that_is_asked_for_and_keeps_within_bounds(speed):
 
 
 def test_no_speed_is_a_still_head():
-    turns, scales, _ = head_path(50, 0, 0.0, BOX, INSIDE)
+    turns, scales, _ = head_path(np.zeros(50), 0, 0.0, BOX, INSIDE)
     assert np.allclose(turns, np.eye(3)) and (scales == 1).all()
 
 
 def test_a_wide_region_is_for_sideways_and_a_tall_one_for_up_and_down():
     def travel(region):
-        return np.ptp(head_path(3000, 0, 0.2, BOX, region).shifts, axis=0)
+        return np.ptp(head_path(np.zeros(3000), 0, 0.2, BOX, region).shifts, axis=0)
 
     box, wide, tall = travel(INSIDE), travel((10.0, 52.0, 250.0, 218.0)), travel((64, 15, 196, 255))
     height = BOX[3] - BOX[1]
@@ -59,8 +59,8 @@ def test_a_wide_region_is_for_sideways_and_a_tall_one_for_up_and_down():
 
 
 def test_a_region_without_room_brings_no_sway():
-    tight = head_path(3000, 0, 0.2, BOX, BOX)
-    outside = head_path(3000, 0, 0.2, BOX, (80.0, 70.0, 180.0, 200.0))
+    tight = head_path(np.zeros(3000), 0, 0.2, BOX, BOX)
+    outside = head_path(np.zeros(3000), 0, 0.2, BOX, (80.0, 70.0, 180.0, 200.0))
     assert np.array_equal(tight.shifts, outside.shifts)  # what is left is the turn about the neck
 
 
@@ -108,3 +108,22 @@ def test_pictures_are_fetched_from_where_the_field_points():
     assert torch.allclose(found[0, 2], pictures[0], atol=1e-5)
     assert not torch.allclose(found[1, 2], pictures[1], atol=0.1)
     assert found.min() >= pictures.min() and found.max() <= pictures.max()
+
+
+def test_a_head_nods_with_what_is_said():
+    nods = np.zeros(300)
+    nods[100] = 1.0
+    calm, faster = (
+        [head_path(x, 0, speed, BOX, INSIDE).turns for x in (nods, 0 * nods)]
+        for speed in (0.2, 1.0)
+    )
+    degrees = rotation_between(calm[1][100], calm[0][100])
+    assert degrees == pytest.approx(1.8, abs=0.02)
+    assert np.array_equal(np.delete(calm[0], 100, 0), np.delete(calm[1], 100, 0))
+    chin = np.array([0.0, 1.0, 0.0])
+    assert (calm[0][100] @ chin)[2] > (calm[1][100] @ chin)[2]  # it goes back: the head goes down
+    assert rotation_between(faster[1][100], faster[0][100]) == pytest.approx(2.7, abs=0.03)
+
+
+def rotation_between(one, other):
+    return float(np.degrees(np.arccos((np.trace(one.T @ other) - 1) / 2)))

@@ -1,4 +1,4 @@
-"""What a portrait does of its own accord while it speaks: blinks, glances, turns of the head.
+"""What a portrait does beside its lips while it speaks: blinks, glances, turns of the head.
 
 Shapes: T frames of a video at 25 fps. "Of the eyes": in distances of the eyes' outer corners.
 """
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from emo_cli.accents import accents
 from emo_cli.blinks import blinks
 from emo_cli.eyes import brow_lifts, gaze
 from emo_cli.head_flow import HeadMoves
@@ -36,11 +37,11 @@ def act(portrait: Portrait, loudness: NDArray[np.floating], seed: int, speed: fl
 
     speed: of the head, degrees a frame.
     """
-    num_frames = len(loudness)
-    head = head_path(num_frames, seed, speed, portrait.face_box, mask_box(portrait.mask))
+    nods = accents(loudness, seed, "nods")
+    head = head_path(nods, seed, speed, portrait.face_box, mask_box(portrait.mask))
     return Acting(
-        lids=blinks(num_frames, seed),
-        brows=brow_lifts(loudness, seed),
+        lids=blinks(len(loudness), seed),
+        brows=brow_lifts(accents(loudness, seed, "accents"), seed),
         gaze=gaze(head.turns, seed),
         head=head,
     )

@@ -19,12 +19,7 @@ RESTS = (12, 50)  # frames
 
 BROWS_HZ = np.array([0.08, 0.17, 0.31])  # brows are never quite still
 BROWS_SWAY = 0.008  # of the eyes, standard deviation
-ACCENTS = (0.012, 0.035)  # of the eyes: how far brows rise with a syllable that stands out
-STANDS_OUT = 0.6  # of the loudest within two seconds before
-NEXT_ACCENT = 20  # frames after one, at the earliest
-ACCENTED = 0.6  # of such syllables
-RISE = np.array([0.15, 0.5, 0.85, 1.0, 1.0, 0.95, 0.85, 0.7, 0.5, 0.35, 0.2, 0.1], np.float32)
-PEAK = 3  # frames of it pass before the syllable
+HIGHEST_BROWS = 0.035  # of the eyes: how far they rise at most with what is said
 
 
 def gaze(turns: NDArray[np.floating], seed: int) -> NDArray[np.float32]:
@@ -61,30 +56,13 @@ def glances(num_frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return gaze
 
 
-def brow_lifts(loudness: NDArray[np.floating], seed: int) -> NDArray[np.float32]:
-    """How far the brows rise, [T] of the eyes: a slow sway, and now and then with a syllable.
+def brow_lifts(accents: NDArray[np.floating], seed: int) -> NDArray[np.float32]:
+    """How far the brows rise, [T] of the eyes: a slow sway, and with what is said.
 
-    loudness: [T], the sound's in each frame.
+    accents: [T], 0..1 (`accents.py`).
     """
-    rng = video_generator(seed, "brows")
-    time = np.arange(len(loudness))[:, None] / FPS
-    waves = np.sin(2 * np.pi * (BROWS_HZ * time + rng.random(len(BROWS_HZ))))
-    lifts = BROWS_SWAY * np.sqrt(2 / len(BROWS_HZ)) * (waves - waves[:1]).sum(1)
-    lifts = np.concatenate([np.zeros(PEAK), lifts, np.zeros(len(RISE))])
-    for frame in _standing_out(loudness):
-        high, drawn = rng.uniform(*ACCENTS), rng.random()
-        if drawn < ACCENTED:
-            lifts[frame : frame + len(RISE)] += high * RISE
-    return lifts[PEAK : PEAK + len(loudness)].astype(np.float32)
-
-
-def _standing_out(loudness: NDArray[np.floating]) -> list[int]:
-    """The frames of syllables that are loud beside what came before them."""
-    found: list[int] = []
-    for frame in range(1, len(loudness) - 1):
-        before, here, after = loudness[frame - 1 : frame + 2]
-        loudest = loudness[max(frame - 2 * FPS, 0) : frame + 1].max()
-        far = not found or frame - found[-1] >= NEXT_ACCENT
-        if far and before < here >= after and here >= STANDS_OUT * loudest and here > 0:
-            found.append(frame)
-    return found
+    phases = video_generator(seed, "brows").random(len(BROWS_HZ))
+    time = np.arange(len(accents))[:, None] / FPS
+    waves = np.sin(2 * np.pi * (BROWS_HZ * time + phases))
+    sway = BROWS_SWAY * np.sqrt(2 / len(BROWS_HZ)) * (waves - waves[:1]).sum(1)
+    return (sway + HIGHEST_BROWS * accents).astype(np.float32)

@@ -18,6 +18,8 @@ TURNS = np.array([3.6, 2.6, 1.8])  # standard deviation of yaw, pitch, roll, in 
 FARTHEST = np.array([12.0, 8.0, 7.0])  # what training shows
 TURNS_HZ = (0.06, 0.7)
 WAVES = 7
+NOD, NODS_AT = 1.8, 0.2  # degrees down at most for a syllable, at so many degrees a frame
+WIDEST_NOD = 1.5  # times that, where heads move faster
 HOME_S = 2.0  # a video begins in its portrait's pose; in this time it finds its own
 LEANS = np.array([-1.0, 1.0])  # a head goes where it looks: positive yaw is left, pitch down
 # With the farthest turn: a share of the room that the face region leaves; in face heights.
@@ -27,13 +29,17 @@ MEASURED = 4096  # frames on which a path's speed is measured
 PIVOT = np.array([0.0, 0.2, 0.1])
 
 
-def head_path(num_frames: int, seed: int, speed: float, box: Box, region: Box) -> HeadMoves:
-    """Smooth turns of `speed` degrees a frame on the mean, and a sway inside of the face region.
+def head_path(
+    nods: NDArray[np.floating], seed: int, speed: float, box: Box, region: Box
+) -> HeadMoves:
+    """Smooth turns of `speed` degrees a frame on the mean, a sway inside of the face region, and
+    nods [T], 0..1, with what is said.
 
     A pure function of its arguments; a longer video begins as a shorter one. `box` of the face and
     `region` in pixels of the portrait. The first frame's head is the portrait's.
     """
-    degrees = _turns(num_frames, seed, speed)
+    degrees = _turns(len(nods), seed, speed)
+    degrees[:, 1] += NOD * min(np.sqrt(speed / NODS_AT), WIDEST_NOD) * nods
     turns = rotation_matrices(degrees)
     height = box[3] - box[1]
     room = np.array([min(box[0] - region[0], region[2] - box[2]),
@@ -43,7 +49,7 @@ def head_path(num_frames: int, seed: int, speed: float, box: Box, region: Box) -
     arm = -PIVOT * height  # from the neck to the middle of the face
     carried = (turns @ arm - arm)[:, :2]
     shifts = (carried + height * sway).astype(np.float32)
-    return HeadMoves(turns, np.ones(num_frames, np.float32), shifts)
+    return HeadMoves(turns, np.ones(len(nods), np.float32), shifts)
 
 
 def _turns(num_frames: int, seed: int, speed: float) -> NDArray[np.float64]:
