@@ -263,6 +263,18 @@ def test_a_damaged_sample_is_named(tmp_path: Path, clips: list[PackedSample], pa
         train(folder)[Draw(0, 1)]
 
 
+def test_a_storage_that_cannot_be_reached_is_one_line_and_a_hint(monkeypatch) -> None:
+    def lacking(*_: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    with pytest.raises(EmoError, match="cannot open nowhere://bucket/clips: Protocol not known"):
+        ShardReader("nowhere://bucket/clips")
+    monkeypatch.setattr("fsspec.core.url_to_fs", lacking)
+    with pytest.raises(EmoError, match="cannot open s3://bucket/clips: Install s3fs") as problem:
+        ShardReader("s3://bucket/clips")
+    assert "emo-cli[storage]" in problem.value.hint
+
+
 def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EmoError, match="is no dataset"):
         train(tmp_path)

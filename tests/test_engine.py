@@ -398,6 +398,23 @@ def test_the_step_compiles_as_one_graph(engine, portrait, sound, tmp_path):
     assert torch.equal(steps.reusing(both, at, video.state, clip, 1, deep), expected)
 
 
+def test_a_machine_that_cannot_compile_is_told_so(engine, portrait, sound, tmp_path):
+    def refuse(*_):
+        raise RuntimeError("no C++ compiler found")
+
+    video = engine.prepare(portrait, sound, tmp_path, FEW_STEPS)
+    eager, engine.steps = (
+        engine.steps,
+        BackboneSteps(engine.model.backbone, compiled=True, backend=refuse),
+    )
+    try:
+        with pytest.raises(EmoError, match="cannot be compiled here.*no C") as problem:
+            next(engine.clips(video))
+    finally:
+        engine.steps = eager
+    assert "--compile" in problem.value.hint and "\n" not in problem.value.message
+
+
 # ------------------------------------------------------------------ models that cannot be used
 
 
@@ -558,7 +575,7 @@ def test_low_vram_holds_fewer_weights_on_the_device(cuda_engines, portrait, soun
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("solver", ["ddim", "dpm++"])
-def test_a_clip_never_waits_for_the_device(cuda_engines, portrait, sound, tmp_path, solver):
+def test_a_clip_of_full_never_waits_for_the_device(cuda_engines, portrait, sound, tmp_path, solver):
     engine = cuda_engines["eager"]
     video = guided_video(engine, portrait, sound, tmp_path, cache_interval=2, solver=solver)
     list(engine.clips(video))  # warm

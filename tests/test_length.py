@@ -25,6 +25,8 @@ def test_pages_of_a_long_sound_are_let_go_once_they_are_heard(tmp_path, monkeypa
     assert mapped_kib(tmp_path) > 3000
     features.features(30 * 25, 31 * 25)
     assert mapped_kib(tmp_path) < 200
+    loud = sound.loudness(61 * 25, 25)
+    assert loud.all() and mapped_kib(tmp_path) < 200
     again = AudioFeatures(sound, encoder, config=SMALL_MINI.audio, fps=25)
     assert torch.equal(again.features(30 * 25, 31 * 25), features.features(30 * 25, 31 * 25))
 

@@ -102,6 +102,14 @@ def test_a_dry_run_counts_the_clips_without_sound_features_or_latents(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_dataset_is_not_prepared_into_a_url(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = typed(tmp_path / "raw", "--out", "s3://bucket/clips")
+    assert getattr(result.exception, "exit_code", 0) == 2
+    assert "s3:/bucket/clips is no folder here" in str(result.exception)
+    assert not (tmp_path / "s3:").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

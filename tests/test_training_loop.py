@@ -23,7 +23,7 @@ from emo_cli.errors import EmoError
 from emo_cli.model.load import write_part
 from emo_cli.presets import MINI
 from emo_cli.training import commands, draws, loop, splits
-from emo_cli.training.pictures import open_picture_cache, random_crop
+from emo_cli.training.pictures import find_pictures, open_picture_cache, random_crop
 from emo_cli.training.precompute import latents_name
 from emo_cli.training.run_log import RunLog
 from emo_cli.training.stages import AUTOENCODER, RunOptions, Stage
@@ -182,6 +182,22 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     run(tmp_path / "whole")
     run(tmp_path)  # the cause is gone: the run goes on as if nothing had been
     assert_equal_runs(tmp_path, tmp_path / "whole")
+
+
+class DamagedTask(TinyTask):
+    def __getitem__(self, drawn):
+        if drawn.index == 3:
+            raise EmoError("sample 3 is damaged", "Prepare it again.")
+        return super().__getitem__(drawn)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_sample_is_one_line_and_a_hint_in_a_worker_too(tmp_path, workers):
+    options = RunOptions(out=tmp_path, seed=0, device="cpu", workers=workers)
+    with pytest.raises(EmoError) as problem:
+        loop.train(DamagedTask(), STAGE, options)
+    assert problem.value.message == "sample 3 is damaged"
+    assert problem.value.hint == "Prepare it again."
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_one_line(tmp_path, monkeypatch):
@@ -472,6 +488,12 @@ def test_the_autoencoder_learns_in_bf16_with_losses_in_fp32(tmp_path, pictures):
     assert runs["bf16"]["loss"] == pytest.approx(runs["no"]["loss"], rel=0.05)
     with pytest.raises(EmoError, match="'fp16' is no precision"):
         commands.autoencoder(pictures=[pictures], out=tmp_path / "x", precision="fp16")
+
+
+def test_links_that_lead_nowhere_are_passed_over(tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    assert find_pictures(tmp_path) == [tmp_path / "a.png"]
 
 
 def test_a_folder_without_pictures_is_named(tmp_path):

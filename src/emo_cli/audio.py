@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import mmap
 from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emo_cli.config import AudioConfig
-from emo_cli.sound import SAMPLE_RATE_HZ, Sound, decode_sound
+from emo_cli.sound import SAMPLE_RATE_HZ, Sound, decode_sound, let_go
 
 if TYPE_CHECKING:
     import torch
@@ -150,7 +149,7 @@ class AudioFeatures:
         start = max(0, math.floor(start_s * SAMPLE_RATE_HZ))
         length_s = self._window_s * (index + 1) + self._context_s
         window = normalised(self._samples[start : math.floor(length_s * SAMPLE_RATE_HZ)])
-        _let_go(self._samples)
+        let_go(self._samples)
         padded = np.pad(window, (0, max(0, self._field - len(window))))
         with self._at_work(self._encoder), torch.no_grad():
             weight = next(self._encoder.parameters())
@@ -185,12 +184,6 @@ class AudioFeatures:
             ],
             dim=-1,
         )  # [n, L*D]
-
-
-def _let_go(samples: np.ndarray) -> None:
-    """Unmap what was read of a file: its pages count as memory of this process until then."""
-    if isinstance(samples.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        samples.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _reach(config: AudioConfig) -> tuple[int, int]:

@@ -5,12 +5,14 @@ Shapes: G guidance branches, F frames, C latent channels, H W latent size.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from emo_cli.errors import EmoError
 from emo_cli.model.backbone import Backbone, ClipState, VideoState
 
 
@@ -21,17 +23,37 @@ class BackboneSteps:
     launches hide behind the kernels, and what is left to gain is memory traffic, which fusing
     norms, activations and sums saves and a graph does not. Every shape (with and without guidance)
     is compiled at its first use.
+
+    Calls raise: EmoError where this machine cannot compile.
     """
 
     def __init__(self, backbone: Backbone, *, compiled: bool = False, **compile_options: Any):
         def ready(forward: Callable[..., Any]) -> Callable[..., Any]:
             if not compiled:
                 return forward
-            return torch.compile(forward, dynamic=False, **compile_options)
+            return _told_apart(torch.compile(forward, dynamic=False, **compile_options))
 
         self.whole = ready(backbone.forward)
         self.keeping = ready(backbone.forward_keeping)
         self.reusing = ready(backbone.forward_reusing)
+
+
+def _told_apart(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, whose failure to compile is one line: a compiler may be missing."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    @functools.wraps(compiled)
+    def run(*arguments: Any) -> Any:
+        try:
+            return compiled(*arguments)
+        except TorchDynamoException as error:
+            why = " ".join(str(error).split("\n\n")[0].split())
+            raise EmoError(
+                f"the denoising step cannot be compiled here: {why}",
+                "Leave --compile out; or install a C++ compiler, and on CUDA Triton.",
+            ) from error
+
+    return run
 
 
 class ClipDenoiser:

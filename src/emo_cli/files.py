@@ -29,14 +29,15 @@ def walk_files(folder: Path) -> Iterator[Path]:
 
 
 def find_files(source: Path, suffixes: Set[str], *, what: str, option: str) -> list[Path]:
-    """The files of these kinds below a folder, sorted; or the one file that was named.
+    """The files of these kinds below a folder, sorted, without links that lead nowhere; or the one
+    file that was named.
 
     Raises: EmoError when there is none, or a folder cannot be read.
     """
     if not source.exists():
         raise EmoError(f"{source} does not exist", f"{option} takes folders and files.")
     candidates = sorted(walk_files(source)) if source.is_dir() else [source]
-    files = [path for path in candidates if path.suffix.lower() in suffixes]
+    files = [path for path in candidates if path.suffix.lower() in suffixes and path.is_file()]
     if not files:
         raise EmoError(f"{source} holds no {what}", f"{option} takes folders and files.")
     return files

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 SAMPLE_RATE_HZ = 16_000
 FRAME_TOLERANCE = 1e-6  # of a frame: float noise in a duration makes no frame
 MISSING_S, MISSING_SHARE = 0.5, 0.01  # a file that lacks more than both is cut short
+HEARD_FRAMES = 500  # so many at once are in memory
 PADDING_S = 0.1  # an encoder's last block may reach so far behind the end of the sound
 DAMAGED = "It seems damaged or cut short: convert or copy it again."
 
@@ -60,7 +62,16 @@ class Sound:
         for frame in range(min(num_frames, math.ceil(len(self.samples) / length))):
             heard = self.samples[frame * length : (frame + 1) * length]
             loud[frame] = np.sqrt(np.square(heard).mean())
+            if frame % HEARD_FRAMES == 0:
+                let_go(self.samples)
+        let_go(self.samples)
         return loud
+
+
+def let_go(samples: np.ndarray) -> None:
+    """Unmap what was read of a file: its pages count as memory of this process until then."""
+    if isinstance(samples.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        samples.base.madvise(mmap.MADV_DONTNEED)
 
 
 def decode_sound(

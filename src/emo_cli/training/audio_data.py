@@ -26,12 +26,12 @@ from emo_cli.audio import SAMPLE_RATE_HZ, decode_sound
 from emo_cli.errors import EmoError
 from emo_cli.faces import FaceFinder
 from emo_cli.files import find_files, write_atomically
+from emo_cli.raw_video import VIDEO_SUFFIXES
 from emo_cli.training.lips import stored_lip_openings
 from emo_cli.training.speech_synthesis import phoneme_rows
 from emo_cli.training.splits import is_held_out, name_hash
 from emo_cli.training.teacher import CONTEXT_S, ROW, WINDOW_S, Teacher
 
-VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg"}
 SUFFIXES = VIDEO_SUFFIXES | {".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aac", ".opus"}
 GAP_ROWS = 10  # of silence between two sounds
 HEARD = 400  # samples that one of wav2vec's steps hears

@@ -26,7 +26,7 @@ from emo_cli.training.face_parts import seen_most
 from emo_cli.training.head_moves import head_moves
 from emo_cli.training.precompute import features_name, latents_name
 from emo_cli.training.samples import Split
-from emo_cli.training.shard_reader import ShardReader
+from emo_cli.training.shard_reader import ShardReader, open_storage
 from emo_cli.training.stages import Stage
 from emo_cli.training.variation import AS_IT_IS, Variation
 
@@ -188,7 +188,5 @@ def _last_with(part: str, inits: list[Path]) -> Path:
 
 
 def _prepared(path: str, name: str) -> str | None:
-    import fsspec
-
-    files, folder = fsspec.core.url_to_fs(f"{path}/{name}")
+    files, folder = open_storage(f"{path}/{name}")
     return name if files.exists(folder) else None

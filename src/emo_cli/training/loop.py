@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from emo_cli.errors import EmoError
 from emo_cli.training import fsdp
@@ -254,28 +254,54 @@ def is_due(done: int, every: int, steps: int) -> bool:
 
 
 def load_batches(run: Run) -> Iterator[Batch]:
-    """This process's micro-batches from the first step to the end, each sample with its seed."""
+    """This process's micro-batches from the first step to the end, each sample with its seed.
+
+    Raises: EmoError for a sample that cannot be read, in a worker process as well.
+    """
     stage, num_samples = run.stage, len(run.task.samples)
     draws = micro_batches(
         run.options.seed, run.first_step, stage.steps, stage.batch, num_samples, run.share
     )
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[Batch | EmoError] = DataLoader(
         SeededSamples(run.task.samples),
         batch_sampler=draws,  # type: ignore[arg-type]
         num_workers=run.options.workers,
         pin_memory=torch.cuda.is_available(),
+        collate_fn=collate,
     )
-    return iter(loader)
+    return map(readable, iter(loader))
 
 
-class SeededSamples(Dataset[Batch]):
-    """Samples with their draw's seed beside them, for the noise that the loss draws."""
+def collate(samples: list[Batch | EmoError]) -> Batch | EmoError:
+    """A batch of samples, or what is wrong with the first that could not be read."""
+    wrong = [sample for sample in samples if isinstance(sample, EmoError)]
+    return wrong[0] if wrong else default_collate(samples)
+
+
+def readable(batch: Batch | EmoError) -> Batch:
+    """The batch.
+
+    Raises: EmoError where there is none.
+    """
+    if isinstance(batch, EmoError):
+        raise batch
+    return batch
+
+
+class SeededSamples(Dataset[Batch | EmoError]):
+    """Samples with their draw's seed beside them, for the noise that the loss draws.
+
+    An error is handed on, not raised: from a worker process it would come as a traceback.
+    """
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def __getitem__(self, drawn: Draw) -> Batch:
-        return self.samples[drawn] | {"seed": torch.tensor(drawn.seed)}
+    def __getitem__(self, drawn: Draw) -> Batch | EmoError:
+        try:
+            return self.samples[drawn] | {"seed": torch.tensor(drawn.seed)}
+        except EmoError as error:
+            return error
 
 
 def check_finite(values: dict[str, float], done: int, checkpoints: Checkpoints) -> None:

@@ -18,10 +18,10 @@ from PIL import Image
 
 from emo_cli.errors import EmoError
 from emo_cli.files import find_files, write_atomically
+from emo_cli.raw_video import VIDEO_SUFFIXES
 from emo_cli.training.splits import is_held_out
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg"}
 FRAMES_PER_VIDEO = 2  # frames of one clip show nearly the same
 LONGEST_KEPT = 512  # pixels of the shorter side; larger pictures are reduced
 

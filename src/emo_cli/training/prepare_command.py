@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,6 +86,12 @@ def prepare_command(
 
     if size not in SIZES:
         raise EmoError(f"--size {size} will not do", "Use 512 or 256.", exit_code=2)
+    if re.match("[a-z0-9+]{2,}:/", str(out)):  # a URL, as paths write it
+        raise EmoError(
+            f"--out {out} is no folder here",
+            "Prepare into one and copy it up; training reads it from there.",
+            exit_code=2,
+        )
     if not (raw or stills or audio_model or latents):
         raise EmoError("there is nothing to prepare", "Name folders of videos.", exit_code=2)
     if precision not in ("no", "bf16"):

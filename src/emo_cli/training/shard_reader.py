@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -99,9 +99,23 @@ class ShardReader:
 
     def _storage(self) -> Any:
         # Asked for each time: fsspec keeps one instance for each process, as forks need it.
-        import fsspec
+        return open_storage(self.path)[0]
 
-        return fsspec.core.url_to_fs(self.path)[0]
+
+def open_storage(path: str) -> tuple[Any, str]:
+    """The file system of a folder or URL, and how that names it.
+
+    Raises: EmoError for a storage that fsspec does not know, or cannot reach without its package.
+    """
+    import fsspec
+
+    try:
+        return cast(tuple[Any, str], fsspec.core.url_to_fs(path))
+    except (ImportError, ValueError) as error:
+        raise EmoError(
+            f"cannot open {path}: {error}",
+            "pip install 'emo-cli[storage]' for s3://, gs:// and https://, or name a folder.",
+        ) from error
 
 
 def _unreadable(path: str, error: OSError) -> EmoError:
