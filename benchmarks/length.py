@@ -5,10 +5,10 @@
 Runs `emo generate` on made sounds of both lengths, each in a process of its own, with one denoising
 step and by default a very small model of random weights: what could grow is all around the
 networks. 60 s hold a whole window of the sound encoder (26 s); with `--model mini` other parts
-need more than that, and 10 s will do. Reports each process's peak resident memory and their ratio
-(goal: at most 1.05), the median time of the first and of the last tenth of the clips, and by how
-many frames picture and sound begin and end apart in the file (goal: at most 1). Exit code 1 where a
-goal is missed. The last line is one JSON object.
+need more than that, and 10 s will do. Reports each process's peak resident memory, a CUDA device's
+beside it, and the larger ratio (goal: at most 1.05), the median time of the first and of the last
+tenth of the clips, and by how many frames picture and sound begin and end apart in the file (goal:
+at most 1). Exit code 1 where a goal is missed. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,18 @@ def generate(model: Path | str, sound: Path, out: Path, device: str) -> dict[str
         "seconds": report["duration_s"],
         "frames": report["frames"],
         "peak_mib": usage.ru_maxrss / 1024,
+        "peak_device_mib": report["peak_device_mib"],
         "cpu_s": usage.ru_utime + usage.ru_stime,
         "clip_s_first": statistics.median(clips[:tenth]),
         "clip_s_last": statistics.median(clips[-tenth:]),
         "frames_apart": frames_apart(out),
     }
+
+
+def memory_ratio(long: Mapping[str, Any], short: Mapping[str, Any]) -> float:
+    """How many times as much the long sound needs, of the host's memory or of the device's."""
+    kinds = [kind for kind in ("peak_mib", "peak_device_mib") if short[kind] is not None]
+    return float(max(long[kind] / short[kind] for kind in kinds))
 
 
 def frames_apart(video: Path) -> float:
@@ -125,7 +133,7 @@ def main() -> None:
         for label, seconds in (("short", arguments.against), ("long", arguments.seconds)):
             sound = write_sound(folder / f"{label}.wav", seconds)
             runs[label] = generate(model, sound, folder / f"{label}.mp4", arguments.device)
-    ratio = runs["long"]["peak_mib"] / runs["short"]["peak_mib"]
+    ratio = memory_ratio(runs["long"], runs["short"])
     apart = max(run["frames_apart"] for run in runs.values())
     print(f"{'':8}{'s':>8}{'frames':>8}{'peak MiB':>10}{'clip s, first and last':>24}{'apart':>8}")
     for label, run in runs.items():

@@ -54,6 +54,7 @@ def test_generate_prints_the_path_and_makes_a_video_as_long_as_the_sound(work, s
         assert video.metadata["synthetic"] == "true"
     report = json.loads(Path("portrait_song.json").read_text())
     assert report["frames"] == 13 and report["options"]["steps"] == 1
+    assert report["peak_device_mib"] is None  # on a CPU
     assert sorted(p.name for p in work.iterdir()) == [
         "portrait.jpg",
         "portrait_song.json",

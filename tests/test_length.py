@@ -67,3 +67,15 @@ def test_the_ends_of_picture_and_sound_are_read_from_the_file(tmp_path, monkeypa
 
 def teardown_module():
     sys.modules.pop("length", None)
+
+
+def test_memory_grows_by_the_hosts_or_by_the_devices_share(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from length import memory_ratio
+
+    def used(host, device=None):
+        return {"peak_mib": host, "peak_device_mib": device}
+
+    assert memory_ratio(used(550.0), used(500.0)) == pytest.approx(1.1)
+    assert memory_ratio(used(500.0, 90.0), used(500.0, 60.0)) == pytest.approx(1.5)
+    assert memory_ratio(used(600.0, 60.0), used(500.0, 60.0)) == pytest.approx(1.2)

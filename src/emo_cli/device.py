@@ -137,3 +137,10 @@ class Offload:
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.is_pinned() else tensor.pin_memory()
+
+
+def peak_device_mib(device: torch.device) -> float | None:
+    """The most memory that tensors have taken on a CUDA device; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)

@@ -105,6 +105,8 @@ def _report(
     engine: Engine, video: Video, request: Request, timings: dict[str, Any]
 ) -> dict[str, Any]:
     """What OUT.json says: how to make the same video again, and how long it took."""
+    from emo_cli.device import peak_device_mib  # imports torch
+
     config = engine.config
     options = dataclasses.asdict(request.options) | dataclasses.asdict(video.sampling)
     return {
@@ -126,4 +128,5 @@ def _report(
         "face_box": [round(value, 1) for value in video.portrait.face_box],
         "crop": list(video.portrait.crop),
         "timings": timings,
+        "peak_device_mib": peak_device_mib(engine.device),
     }
