@@ -92,11 +92,13 @@ class ClipConditions:
         lids = self._put(acting.lids)[None]
         head = None
         if self.config.unet.told_head:
-            face = self._face(video.portrait, acting, heard)
+            face = self._face(video.portrait, acting, lids, heard)
             head = self._head(video, acting.head, face)
         return Gestures(lids.expand(len(video.branches), -1), head)
 
-    def _face(self, portrait: Portrait, acting: Acting, heard: Tensor) -> FaceMoves | None:
+    def _face(
+        self, portrait: Portrait, acting: Acting, lids: Tensor, heard: Tensor
+    ) -> FaceMoves | None:
         """What the portrait's lips do to what is heard, and its eyes, for a model that is told."""
         reader, points = self.model.lip_reader, portrait.face_points
         if reader is None:
@@ -108,7 +110,7 @@ class ClipConditions:
         return FaceMoves(
             points=self._put(points)[None],
             lips=usual + lips,
-            lids=self._put(acting.lids)[None],
+            lids=lids,
             brows=self._put(acting.brows)[None],
             gaze=self._put(acting.gaze @ eye_axes(points).T)[None],
         )

@@ -31,14 +31,14 @@ class BackboneSteps:
         def ready(forward: Callable[..., Any]) -> Callable[..., Any]:
             if not compiled:
                 return forward
-            return _told_apart(torch.compile(forward, dynamic=False, **compile_options))
+            return _saying_why(torch.compile(forward, dynamic=False, **compile_options))
 
         self.whole = ready(backbone.forward)
         self.keeping = ready(backbone.forward_keeping)
         self.reusing = ready(backbone.forward_reusing)
 
 
-def _told_apart(compiled: Callable[..., Any]) -> Callable[..., Any]:
+def _saying_why(compiled: Callable[..., Any]) -> Callable[..., Any]:
     """The same, whose failure to compile is one line: a compiler may be missing."""
     from torch._dynamo.exc import TorchDynamoException
 
