@@ -11,6 +11,7 @@ from emo_cli.face_points import usual_points
 from emo_cli.head_flow import moved_pictures
 from emo_cli.model.emo_model import EmoModel, part_of
 from emo_cli.model.gestures import Gestures, Head
+from emo_cli.mouth import light_on
 from emo_cli.presets import FULL, MINI
 from emo_cli.training.cut import cut_window
 from emo_cli.training.denoising import DenoisingLoss, DenoisingOptions, snr_weight
@@ -109,7 +110,8 @@ def test_conditions_reach_the_networks_as_at_inference():
             motion = net.motion_features(batch["latents"][i : i + 1, :4])
             flow = batch["flow"][i : i + 1]
             picture = batch["reference"][i : i + 1].permute(0, 3, 1, 2) / 127.5 - 1
-            face = FaceMoves(*(batch[n][i : i + 1] for n in TOLD))
+            told = [batch[n][i : i + 1] for n in TOLD]
+            face = FaceMoves(*told, light=light_on(picture, told[0]))
             moved = module.frozen[0].encode(moved_pictures(picture, flow, face)[0])[None]
             gestures = Gestures(batch["lids"][i : i + 1], Head(flow, moved))
             clip = backbone.prepare_clip(audio, motion, speed, gestures)
@@ -124,8 +126,9 @@ def test_without_its_picture_the_reference_is_moved_as_the_autoencoder_shows_it(
     del batch["reference"]
     with torch.no_grad():
         autoencoder = module.frozen[0]
-        face = FaceMoves(*(batch[name] for name in TOLD))
-        pictures = moved_pictures(autoencoder.decode(portrait), batch["flow"], face)
+        pictures, told = autoencoder.decode(portrait), [batch[name] for name in TOLD]
+        face = FaceMoves(*told, light=light_on(pictures, told[0]))
+        pictures = moved_pictures(pictures, batch["flow"], face)
         expected = autoencoder.encode(pictures[0])[None]
     flow, moved = module._head(batch, portrait, keep)
     torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-4)

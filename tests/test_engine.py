@@ -10,7 +10,8 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from small_models import SMALL_FULL, save_small
+from small_models import SMALL_FULL, SMALL_MINI, save_small
+from waits import Waits
 
 from emo_cli import Engine, GenerateOptions
 from emo_cli.accents import accents
@@ -27,6 +28,7 @@ from emo_cli.head_flow import head_flow, moved_pictures
 from emo_cli.head_path import head_path
 from emo_cli.model.gestures import Gestures, Head
 from emo_cli.model.load import SUMS, load_model
+from emo_cli.mouth import light_on
 from emo_cli.portrait import mask_box
 from emo_cli.quality import resolve
 
@@ -176,7 +178,8 @@ def test_each_clip_is_told_its_part_of_the_heads_path_and_what_the_sounds_lips_d
     lips = lips + torch.tensor([0, float(lip_shape(points)[1])])  # wider than the portrait's
     lids, brows = (torch.from_numpy(x)[None] for x in (blinks(36, 6), acting.brows))
     gaze = torch.from_numpy(acting.gaze @ eye_axes(points).T).float()[None]
-    face = FaceMoves(torch.from_numpy(points)[None], lips, lids, brows, gaze)
+    points = torch.from_numpy(points)[None]
+    face = FaceMoves(points, lips, lids, brows, gaze, light_on(picture, points))
     latents = engine.model.autoencoder.encode(moved_pictures(picture, expected, face)[0])
     moved = torch.cat([head.moved for head in told], 1)
     torch.testing.assert_close(moved[0], latents, atol=1e-5, rtol=1e-4)
@@ -384,6 +387,41 @@ def test_clips_decoded_behind_the_next_ones_start_are_the_same(
     assert np.array_equal(np.concatenate([clip.frames for clip in clips]), frames)
 
 
+# ------------------------------------------------------- what would wait on a GPU, without one
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda here, there: here.to("meta"),
+        lambda here, there: there.copy_(here),
+        lambda here, there: there.new_tensor([1.0]),
+        lambda here, there: torch.tensor([1.0], device="meta"),
+    ],
+)
+def test_a_copy_that_would_wait_is_found(wait):
+    here, there = torch.ones(2), torch.ones(2, device="meta")
+    with Waits() as found:
+        there = upload(here, torch.device("meta")) * 2 + there
+        assert found == []
+        wait(here, there)
+    assert len(found) == 1 and "test_engine.py" in found[0]
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+@pytest.mark.parametrize("layout", [SMALL_MINI, SMALL_FULL], ids=lambda layout: layout.name)
+def test_no_clip_would_wait_for_a_gpu(portrait, sound, tmp_path, layout, solver):
+    model = load_model(save_small(tmp_path / "model", layout)).to("meta")
+    engine = Engine.of_model(model, device=torch.device("meta"))
+    video = guided_video(engine, portrait, sound, tmp_path, cache_interval=2, solver=solver)
+    motion = None
+    for planned in engine_plan(video):
+        with Waits() as found:
+            latents = engine._denoise_clip(video, planned, motion)
+        assert found == []
+        motion = latents[:, -4:]
+
+
 @pytest.mark.slow
 @torch.inference_mode()
 def test_the_step_compiles_as_one_graph(engine, portrait, sound, tmp_path):
@@ -534,10 +572,12 @@ def test_the_embedded_model_loads_and_fits_its_budget():
 
 @pytest.fixture(scope="module")
 def cuda_engines(tmp_path_factory):
-    """Eager, compiled and low-VRAM engines of one small `full`, in bf16."""
+    """Eager, compiled and low-VRAM engines of one small `full`, and one of `mini`, in bf16."""
     folder = save_small(tmp_path_factory.mktemp("full"), SMALL_FULL)
     ways = {"eager": {}, "compiled": {"compiled": True}, "low_vram": {"low_vram": True}}
-    return {name: Engine(folder, device="cuda", **how) for name, how in ways.items()}
+    engines = {name: Engine(folder, device="cuda", **how) for name, how in ways.items()}
+    mini = save_small(tmp_path_factory.mktemp("mini"))
+    return engines | {"mini": Engine(mini, device="cuda")}
 
 
 def motion_of(engine, portrait, sound, folder, **changes):
@@ -575,11 +615,13 @@ def test_low_vram_holds_fewer_weights_on_the_device(cuda_engines, portrait, soun
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("solver", ["ddim", "dpm++"])
-def test_a_clip_of_full_never_waits_for_the_device(cuda_engines, portrait, sound, tmp_path, solver):
-    engine = cuda_engines["eager"]
+@pytest.mark.parametrize("name", ["eager", "mini"])
+def test_a_clip_never_waits_for_the_device(cuda_engines, portrait, sound, tmp_path, name, solver):
+    engine = cuda_engines[name]
     video = guided_video(engine, portrait, sound, tmp_path, cache_interval=2, solver=solver)
     list(engine.clips(video))  # warm
-    motion = torch.randn(1, 4, 4, 8, 8, device="cuda")
+    channels = engine.config.autoencoder.latent_channels
+    motion = torch.randn(1, 4, channels, 8, 8, device="cuda")
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

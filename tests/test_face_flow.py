@@ -16,6 +16,7 @@ from emo_cli.face_flow import (
 from emo_cli.face_points import EYES, FACE_POINTS, eye_shape, lip_shape, usual_points
 from emo_cli.faces import find_faces
 from emo_cli.head_flow import moved_pictures
+from emo_cli.mouth import Light, light_on
 
 SIDE = 128
 # Corners, lips (parted by 2), chin, nose; each eye's corners, lids and brow; irises.
@@ -27,7 +28,10 @@ POINTS = np.pad(np.array(MOUTH + LEFT + RIGHT + IRISES, np.float32), ((0, 0), (0
 EYE_DISTANCE, GAP, WIDTH = 80, 2, 40
 
 
-def face_of(points, gap=GAP, width=WIDTH, lids=0.0, lift=0.0, gaze=(0.0, 0.0)):
+FULL_LIGHT = Light(torch.ones(1, 3), torch.ones(1))
+
+
+def face_of(points, gap=GAP, width=WIDTH, lids=0.0, lift=0.0, gaze=(0.0, 0.0), light=FULL_LIGHT):
     """One frame's moves, in pixels."""
     return FaceMoves(
         points=torch.from_numpy(points)[None],
@@ -35,6 +39,7 @@ def face_of(points, gap=GAP, width=WIDTH, lids=0.0, lift=0.0, gaze=(0.0, 0.0)):
         lids=torch.full((1, 1), lids),
         brows=torch.full((1, 1), lift) / EYE_DISTANCE,
         gaze=torch.tensor([[gaze]]) / EYE_DISTANCE,
+        light=light,
     )
 
 
@@ -171,11 +176,11 @@ def test_each_frame_and_each_face_has_its_own():
     points = torch.from_numpy(np.stack([POINTS, POINTS + np.float32([4, -3, 0])]))
     lids = torch.tensor([[0.0, 1.0], [0.3, 0.0]])
     brows, gaze = 0.1 * lids, 0.1 * lips
-    told = FaceMoves(points, lips, lids, brows, gaze)
+    told = FaceMoves(points, lips, lids, brows, gaze, FULL_LIGHT)
     together, _ = move_face(grid().expand(2, 2, -1, -1, -1), told)
     for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        of_frame = (values[i : i + 1, j : j + 1] for values in told[1:])
-        face = FaceMoves(points[i : i + 1], *of_frame)
+        of_frame = (values[i : i + 1, j : j + 1] for values in told[1:-1])
+        face = FaceMoves(points[i : i + 1], *of_frame, FULL_LIGHT)
         torch.testing.assert_close(together[i, j], move_face(grid(), face)[0][0, 0])
 
 
@@ -187,6 +192,20 @@ def laid_over(gap, points):
     """Colours [S, S, 3] of a mouth's inside and how much they cover [S, S]; gap in pixels."""
     inside = move_face(grid(), face_of(points, gap=gap))[1]
     return inside.colour[0, 0], inside.cover[0, 0]
+
+
+def test_beyond_the_part_of_the_picture_that_is_moved_nothing_would_move(monkeypatch):
+    """On a GPU, where asking for that part would make the host wait, all of it is moved."""
+    moves = {"gap": 26.0, "width": 44.0, "lids": 0.6, "lift": 4.0, "gaze": (2.0, 1.0)}
+    for points in (POINTS, SHUT, PARTED):
+        face = face_of(points, **moves)
+        part, inside = move_face(grid(), face)
+        with monkeypatch.context() as whole:
+            whole.setattr("emo_cli.face_flow._around", lambda *_: (slice(None),) * 4)
+            moved, laid = move_face(grid(), face)
+        assert ((part - grid()).abs() > 1).any()
+        torch.testing.assert_close(moved, part, atol=1e-3, rtol=0)  # pixels
+        torch.testing.assert_close(laid.cover, inside.cover, atol=1e-3, rtol=0)
 
 
 def test_lips_that_were_shut_part_over_teeth_and_the_dark():
@@ -225,8 +244,10 @@ def lit_mouth(skin, eyes=None):
     picture = torch.tensor(skin, dtype=torch.float32)[:, None, None].expand(3, SIDE, SIDE).clone()
     if eyes is not None:
         picture[:, 44:58] = eyes
-    face = face_of(SHUT, gap=0.25 * EYE_DISTANCE)
-    return (moved_pictures(2 * picture[None] - 1, torch.zeros(1, 1, 2, 16, 16), face)[0] + 1) / 2
+    picture = 2 * picture[None] - 1
+    light = light_on(picture, torch.from_numpy(SHUT)[None])
+    face = face_of(SHUT, gap=0.25 * EYE_DISTANCE, light=light)
+    return (moved_pictures(picture, torch.zeros(1, 1, 2, 16, 16), face)[0] + 1) / 2
 
 
 def test_a_mouth_is_as_light_as_its_face():

@@ -20,6 +20,7 @@ from emo_cli.face_points import eye_axes, lip_shape
 from emo_cli.head_flow import HeadMoves, head_flow, moved_pictures
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.gestures import Gestures, Head
+from emo_cli.mouth import Light, light_on
 
 if TYPE_CHECKING:
     from emo_cli.acting import Acting
@@ -37,6 +38,15 @@ class ClipInputs(NamedTuple):
     motion: list[Tensor]  # [G, M, C', H', W'] per temporal layer
     speed: Tensor  # [G, F, 2m+1]
     gestures: Gestures
+
+
+class SeenPortrait(NamedTuple):
+    """A portrait on the device, as a model that is told head and lips sees it moved."""
+
+    picture: Tensor  # [1, 3, S, S] in -1..1
+    points: Tensor  # [1, 18, 3], FACE_POINTS in pixels
+    lips: Tensor  # [2], their usual gap, which is none, and width, of the eyes
+    light: Light
 
 
 class ClipConditions:
@@ -92,27 +102,35 @@ class ClipConditions:
         lids = self._put(acting.lids)[None]
         head = None
         if self.config.unet.told_head:
-            face = self._face(video.portrait, acting, lids, heard)
-            head = self._head(video, acting.head, face)
+            head = self._head(video, acting.head, self._face(video, acting, lids, heard))
         return Gestures(lids.expand(len(video.branches), -1), head)
 
-    def _face(
-        self, portrait: Portrait, acting: Acting, lids: Tensor, heard: Tensor
-    ) -> FaceMoves | None:
+    def seen(self, portrait: Portrait) -> SeenPortrait:
+        """What of a portrait all clips of a video share."""
+        picture = portrait_pixels(portrait)
+        points = torch.from_numpy(portrait.face_points).float()[None]
+        return SeenPortrait(
+            picture=upload(picture, self.device),
+            points=upload(points, self.device),
+            # Of the portrait's own lips only the width is theirs to keep.
+            lips=self._put(lip_shape(portrait.face_points) * [0, 1]),
+            light=Light(*(upload(x, self.device) for x in light_on(picture, points))),
+        )
+
+    def _face(self, video: Video, acting: Acting, lids: Tensor, heard: Tensor) -> FaceMoves | None:
         """What the portrait's lips do to what is heard, and its eyes, for a model that is told."""
-        reader, points = self.model.lip_reader, portrait.face_points
+        reader, seen = self.model.lip_reader, video.seen
         if reader is None:
             return None
         with self.at_work(reader):
             lips = reader(heard[None])
-        # Of the portrait's own lips only the width is theirs to keep.
-        usual = self._put(lip_shape(points) * [0, 1])
         return FaceMoves(
-            points=self._put(points)[None],
-            lips=usual + lips,
+            points=seen.points,
+            lips=seen.lips + lips,
             lids=lids,
             brows=self._put(acting.brows)[None],
-            gaze=self._put(acting.gaze @ eye_axes(points).T)[None],
+            gaze=self._put(acting.gaze @ eye_axes(video.portrait.face_points).T)[None],
+            light=seen.light,
         )
 
     def _put(self, values: np.ndarray) -> Tensor:
@@ -120,10 +138,10 @@ class ClipConditions:
 
     def _head(self, video: Video, moves: HeadMoves, face: FaceMoves | None) -> Head:
         """Where the head is in a clip's frames, for every branch; a null portrait stays null."""
-        config, portrait = self.config, video.portrait
-        field = head_flow(moves, portrait.face_box, config.picture_size, config.latent_size)
+        config, box = self.config, video.portrait.face_box
+        field = head_flow(moves, box, config.picture_size, config.latent_size)
         flow = upload(torch.from_numpy(field), self.device)[None]
-        pictures = moved_pictures(portrait_pixels(portrait, self.device), flow, face)[0]
+        pictures = moved_pictures(video.seen.picture, flow, face)[0]
         with self.at_work(self.model.autoencoder):
             latents = self.model.autoencoder.encode(pictures.to(self.dtype))
         on = torch.tensor([float(branch.reference) for branch in video.branches])
@@ -131,10 +149,9 @@ class ClipConditions:
         return Head(flow.expand(len(video.branches), -1, -1, -1, -1), moved)
 
 
-def portrait_pixels(portrait: Portrait, device: torch.device) -> Tensor:
-    """The portrait, [1, 3, S, S] in -1..1."""
-    picture = torch.from_numpy(portrait.picture).to(device).permute(2, 0, 1)[None]
-    return picture.float() / 127.5 - 1
+def portrait_pixels(portrait: Portrait) -> Tensor:
+    """The portrait on the host, [1, 3, S, S] in -1..1."""
+    return torch.from_numpy(portrait.picture).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def windows(frames: Tensor, count: int) -> Tensor:

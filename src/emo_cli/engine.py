@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from emo_cli.acting import Acting, act
 from emo_cli.audio import AudioFeatures, Sound, decode_sound
 from emo_cli.clips import PlannedClip, count_clips, plan
-from emo_cli.conditions import ClipConditions, portrait_pixels
+from emo_cli.conditions import ClipConditions, SeenPortrait
 from emo_cli.config import GenerateOptions, ModelConfig
 from emo_cli.denoiser import BackboneSteps, ClipDenoiser
 from emo_cli.device import (
@@ -56,6 +56,7 @@ class Video:
 
     options: GenerateOptions
     portrait: Portrait
+    seen: SeenPortrait
     sound: Sound
     num_frames: int
     num_clips: int
@@ -178,10 +179,12 @@ class Engine:
         num_clips = count_clips(num_frames, config.clip_frames)
         loudness = sound.loudness(num_clips * config.clip_frames, config.fps)
         with out_of_memory_hint():
-            state = self._video_state(portrait, branches)
+            seen = self.conditions.seen(portrait)
+            state = self._video_state(portrait, seen, branches)
         return Video(
             options=options,
             portrait=portrait,
+            seen=seen,
             sound=sound,
             num_frames=num_frames,
             num_clips=num_clips,
@@ -200,12 +203,13 @@ class Engine:
         )
 
     @torch.inference_mode()
-    def _video_state(self, portrait: Portrait, branches: tuple[Branch, ...]) -> VideoState:
+    def _video_state(
+        self, portrait: Portrait, seen: SeenPortrait, branches: tuple[Branch, ...]
+    ) -> VideoState:
         """ReferenceNet on the portrait, its keys and values, the face feature: once per video."""
         model = self.model
         with self._at_work(model.autoencoder):
-            pixels = portrait_pixels(portrait, self.device)
-            latents = model.autoencoder.encode(pixels.to(self.dtype))
+            latents = model.autoencoder.encode(seen.picture.to(self.dtype))
         with self._at_work(model.reference_net):
             features = model.reference_net.portrait_features(latents)
         # A branch without reference sees zero features and a zero latent: the null condition.

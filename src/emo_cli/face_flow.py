@@ -18,7 +18,7 @@ from torch import Tensor
 
 from emo_cli.device import upload
 from emo_cli.face_points import LEAST, LEFT_EYE, LEFT_IRIS, RIGHT_EYE
-from emo_cli.mouth import drawn_teeth, inside_colours, shade
+from emo_cli.mouth import Light, drawn_teeth, inside_colours, shade
 
 LOWER_SHARE = 0.75  # of the gap between the lips is the lower one's, whose jaw falls
 SHOWS_INSIDE = 0.2  # of half a mouth's width: lips so far apart show an inside of their own
@@ -42,6 +42,7 @@ class FaceMoves(NamedTuple):
     lids: Tensor  # [B, F], 0 open .. 1 shut
     brows: Tensor  # [B, F], how much higher than in the portrait, of the eyes
     gaze: Tensor  # [B, F, 2], moves of the irises along the eyes and down, of the eyes
+    light: Light  # that falls on the portrait
 
 
 class Inside(NamedTuple):
@@ -123,7 +124,10 @@ def move_face(at: Tensor, face: FaceMoves) -> tuple[Tensor, Inside]:
 
 
 def _around(at: Tensor, centre: Tensor, reach: Tensor) -> tuple[slice, ...]:
-    """The part of the picture whose places lie so near to a centre in any frame."""
+    """The part of the picture whose places lie so near to a centre in any frame; beyond it nothing
+    moves. A GPU moves the whole picture sooner than the host has asked it for that part."""
+    if not at.is_cpu:
+        return (slice(None),) * 4
     near = ((at - centre).abs().amax(-1) <= reach).flatten(0, 1).any(0)
     sides = []
     for lines in (near.any(1), near.any(0)):

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from emo_cli.face_flow import FaceMoves, move_face
 from emo_cli.faces import Box
-from emo_cli.mouth import in_light_of
 
 Array = NDArray[np.floating]
 
@@ -88,5 +87,5 @@ def moved_pictures(pictures: Tensor, flow: Tensor, face: FaceMoves | None = None
     fetched = fetched.clamp(low, high).unflatten(0, (batch, frames))
     if face is None or inside is None:
         return fetched
-    colour = 2 * in_light_of(inside.colour, pictures, face.points) - 1
+    colour = 2 * face.light.on(inside.colour) - 1
     return torch.lerp(fetched, colour.movedim(-1, 2), inside.cover[:, :, None])

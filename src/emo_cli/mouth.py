@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emo_cli.device import upload
 from emo_cli.face_points import LEFT_EYE, RIGHT_EYE
 
 Array = NDArray[np.floating]
@@ -76,11 +78,11 @@ def inside_colours(rows: Sequence[tuple[Tensor, Tensor]], tongue: Tensor) -> Ten
     rows: from the back to the front, textures [h, w, 4] and the same places [B, P, 2] against the
     middle of their biting edges, y towards it; tongue: against the tip of the tongue.
     """
-    colour = tongue.new_tensor(CAVITY)
+    colour = _constant(CAVITY, tongue)
     rise = tongue[..., 1] - 1.2 * tongue[..., 0] ** 2
     dome = torch.sigmoid(rise / 0.012)[..., None]
     lit = (0.45 + 3.0 * rise).clamp(0.35, 0.9)[..., None]
-    colour = torch.lerp(colour, tongue.new_tensor(TONGUE) * lit, dome)
+    colour = torch.lerp(colour, _constant(TONGUE, tongue) * lit, dome)
     for texture, at in rows:
         layer = _from_texture(texture, at)
         colour = torch.lerp(colour, layer[..., :3], layer[..., 3:])
@@ -93,21 +95,36 @@ def shade(along: Tensor, over: Tensor, gap: Tensor) -> Tensor:
     corners = (along * (1 - along) * 9).clamp(0.15, 1)
     narrow = (gap / 0.10).clamp(0.25, 1)
     below_lip = (0.45 + over / 0.05).clamp(0.3, 1)
-    return (corners * narrow * below_lip)[..., None] ** along.new_tensor(SHADOW)
+    return (corners * narrow * below_lip)[..., None] ** _constant(SHADOW, along)
 
 
-def in_light_of(colours: Tensor, pictures: Tensor, points: Tensor) -> Tensor:
-    """Colours [B, ..., 3] in 0..1 of full light, in that of a face: as bright and as warm as its
-    lit skin, on dark skin as bright as the whites of its eyes; in a grey picture grey.
+class Light(NamedTuple):
+    """What falls on a face, of B pictures."""
+
+    tint: Tensor  # [B, 3] RGB, 1 is full light
+    coloured: Tensor  # [B] 0..1, 0 in a grey picture
+
+    def on(self, colours: Tensor) -> Tensor:
+        """Colours [B, ..., 3] in 0..1 of full light, in this one."""
+        tint, coloured = (
+            x.view(len(x), *[1] * (colours.ndim - 2), -1) for x in (self.tint, self.coloured)
+        )
+        lit = (colours * tint).clamp(0, 1)
+        return torch.lerp(lit.mean(-1, keepdim=True), lit, coloured)
+
+
+def light_on(pictures: Tensor, points: Tensor) -> Light:
+    """The light of a face: as bright and as warm as its lit skin, on dark skin as bright as the
+    whites of its eyes; in a grey picture grey.
 
     pictures [B, 3, S, S] of -1..1; points [B, 18, 3] of the face in pixels (`face_points.py`).
     """
     side = pictures.shape[-1]
     first = points[..., :2].amin(1).long().clamp(0, side - 1)
     end = (points[..., :2].amax(1).long() + 1).clamp(1, side)
-    lit = []
-    for colour, picture, (x0, y0), (x1, y1), whites in zip(
-        colours, pictures.float(), first.tolist(), end.tolist(), _whites(points), strict=True
+    tints, coloured = [], []
+    for picture, (x0, y0), (x1, y1), whites in zip(
+        pictures.float(), first.tolist(), end.tolist(), _whites(points), strict=True
     ):
         rgb = (picture + 1) / 2
         skin = rgb[:, y0:y1, x0:x1].flatten(1)
@@ -115,12 +132,10 @@ def in_light_of(colours: Tensor, pictures: Tensor, points: Tensor) -> Tensor:
         eyes = rgb[:, y, x].mean(0).quantile(0.85) + WHITES_SHADED
         bright = (torch.maximum(skin.mean(0).quantile(0.85), eyes) / BRIGHT).clamp(0.5, 1.1)
         warm = skin.quantile(0.8, dim=1) + 0.08
-        light = bright * ((warm / warm.mean()) ** 0.35).clamp(0.9, 1.1)
+        tints.append(bright * ((warm / warm.mean()) ** 0.35).clamp(0.9, 1.1))
         spread = (skin.amax(0) - skin.amin(0)) / skin.mean(0).clamp_min(0.02)
-        coloured = (spread.median() / COLOURED).clamp(0, 1)
-        colour = (colour * light).clamp(0, 1)
-        lit.append(torch.lerp(colour.mean(-1, keepdim=True), colour, coloured))
-    return torch.stack(lit)
+        coloured.append((spread.median() / COLOURED).clamp(0, 1))
+    return Light(torch.stack(tints), torch.stack(coloured))
 
 
 def _whites(points: Tensor) -> Tensor:
@@ -134,10 +149,14 @@ def _whites(points: Tensor) -> Tensor:
     return torch.stack(places, 1)
 
 
+def _constant(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return upload(torch.tensor(values, dtype=like.dtype), like.device)
+
+
 def _from_texture(texture: Tensor, at: Tensor) -> Tensor:
     """texture [h, w, 4] at [B, P, 2] in e -> [B, P, 4], transparent outside."""
-    extent = at.new_tensor([RIGHT - LEFT, BOTTOM - TOP])
-    grid = ((at - at.new_tensor([LEFT, TOP])) / extent * 2 - 1)[:, :, None]  # [B, P, 1, 2]
+    corner, extent = _constant((LEFT, TOP), at), _constant((RIGHT - LEFT, BOTTOM - TOP), at)
+    grid = ((at - corner) / extent * 2 - 1)[:, :, None]  # [B, P, 1, 2]
     image = texture.permute(2, 0, 1)[None].expand(len(at), -1, -1, -1)
     seen = F.grid_sample(image, grid, "bilinear", "zeros", align_corners=False)
     return seen[..., 0].transpose(1, 2)

@@ -20,6 +20,7 @@ from emo_cli.model.backbone import Backbone
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.gestures import Gestures, Head
 from emo_cli.model.layers import fold_frames, unfold_frames
+from emo_cli.mouth import light_on
 from emo_cli.sampler import alphas_cumprod, build_scheduler
 from emo_cli.training.cut import cut_clip, cut_video
 from emo_cli.training.draws import FIRST_CLIP, derive_seed, sample_noise, sample_uniform
@@ -182,14 +183,15 @@ class DenoisingLoss(nn.Module):
         if not self.config.unet.told_head:
             return None
         autoencoder = self.frozen[0].to(portrait.device)
-        flow, face = batch["flow"].to(portrait), None
-        if self.config.unet.told_lips:
-            told = ("face_points", "lips", "lids", "brows", "gaze")
-            face = FaceMoves(*(batch[name] for name in told))
         if "reference" in batch:
             pictures = batch["reference"].permute(0, 3, 1, 2).to(portrait) / 127.5 - 1
         else:
             pictures = autoencoder.decode(portrait)
+        flow, face = batch["flow"].to(portrait), None
+        if self.config.unet.told_lips:
+            points = batch["face_points"]
+            told = {name: batch[name] for name in ("lips", "lids", "brows", "gaze")}
+            face = FaceMoves(points=points, light=light_on(pictures, points), **told)
         moved = fold_frames(moved_pictures(pictures, flow, face)).to(portrait)
         latents = torch.cat([autoencoder.encode(part) for part in moved.split(ENCODE_SLICE)])
         latents = unfold_frames(latents, flow.shape[1]).to(portrait)
