@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+# In inference mode `to` is seen as it is called.
+COPIES = (torch.ops.aten._to_copy, torch.ops.aten.copy_, torch.ops.aten.to)
 MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
 
 
@@ -34,7 +35,8 @@ class Waits:
         class Copies(TorchDispatchMode):
             def __torch_dispatch__(self, function, types, args=(), kwargs=None):
                 result = function(*args, **(kwargs or {}))
-                if function in COPIES and devices(args, kwargs, result) == {"cpu", "meta"}:
+                copies = function.overloadpacket in COPIES
+                if copies and devices(args, kwargs, result) == {"cpu", "meta"}:
                     note()
                 return result
 

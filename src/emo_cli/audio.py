@@ -145,6 +145,8 @@ class AudioFeatures:
     def _encode(self, index: int) -> torch.Tensor:
         import torch
 
+        from emo_cli.device import upload
+
         start_s = self._window_s * index - self._context_s
         start = max(0, math.floor(start_s * SAMPLE_RATE_HZ))
         length_s = self._window_s * (index + 1) + self._context_s
@@ -153,10 +155,8 @@ class AudioFeatures:
         padded = np.pad(window, (0, max(0, self._field - len(window))))
         with self._at_work(self._encoder), torch.no_grad():
             weight = next(self._encoder.parameters())
-            output = self._encoder(
-                torch.from_numpy(padded)[None].to(weight.device, weight.dtype),
-                output_hidden_states=True,
-            )
+            heard = upload(torch.from_numpy(padded), weight.device).to(weight.dtype)
+            output = self._encoder(heard[None], output_hidden_states=True)
             # transformers 4 and 5 disagree whether the last hidden state is the normalised one
             # where `stable_layer_norm` is set; `last_hidden_state` is, in both.
             layers = (*output.hidden_states[1:-1], output.last_hidden_state)
@@ -168,14 +168,16 @@ class AudioFeatures:
         """Layers [1, T, D] of a window that begins at sample `start`, at frames first..last-1."""
         import torch
 
+        from emo_cli.device import upload
+
         num_steps = layers[0].shape[1]
         centres = (np.arange(first, last) + 0.5) / self._fps * SAMPLE_RATE_HZ
         # Hidden step i hears `field` samples from i * stride on: its centre is field / 2 later.
         position = ((centres - start - self._field / 2) / self._stride).clip(0, num_steps - 1)
         before = position.astype(np.int64)
         device = layers[0].device
-        share = torch.from_numpy((position - before).astype(np.float32)).to(device)[:, None]
-        left = torch.from_numpy(before).to(device)
+        share = upload(torch.from_numpy((position - before).astype(np.float32)), device)[:, None]
+        left = upload(torch.from_numpy(before), device)
         right = (left + 1).clamp(max=num_steps - 1)
         return torch.cat(
             [
