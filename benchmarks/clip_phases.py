@@ -47,9 +47,7 @@ def clip_phases(engine: Engine, video: Video) -> dict[str, Phase]:
 
     phases = {
         "audio, a window": Phase(call=hear, times=0),
-        "reference": Phase(
-            call=partial(engine._video_state, video.portrait, video.branches), times=0
-        ),
+        "reference": Phase(call=partial(engine._video_state, video.seen, video.branches), times=0),
         "clip conditions": Phase(call=prepare, times=1),
     }
     phases |= step_phases(engine, video, prepare(), noise.to(engine.dtype))

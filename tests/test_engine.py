@@ -19,7 +19,7 @@ from emo_cli.acting import act
 from emo_cli.blinks import blinks
 from emo_cli.conditions import windows
 from emo_cli.denoiser import BackboneSteps
-from emo_cli.device import Offload, choose_dtype, download, keep_freed_memory, upload
+from emo_cli.device import CPU_BF16, Offload, choose_dtype, download, keep_freed_memory, upload
 from emo_cli.errors import EmoError
 from emo_cli.face_flow import FaceMoves
 from emo_cli.face_points import eye_axes, lip_shape
@@ -633,10 +633,15 @@ def test_a_clip_never_waits_for_the_device(cuda_engines, portrait, sound, tmp_pa
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize(("has_amx", "numbers"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_a_cpu_works_in_bf16_only_where_its_matrix_unit_does(monkeypatch, has_amx, numbers):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx, raising=False)
+@pytest.mark.parametrize("unit", [*CPU_BF16, None])
+def test_a_cpu_works_in_bf16_only_where_it_multiplies_it(monkeypatch, unit):
+    for name in CPU_BF16:
+        monkeypatch.setattr(torch.cpu, name, lambda has=name == unit: has, raising=False)
+    numbers = torch.bfloat16 if unit else torch.float32
     assert choose_dtype("auto", torch.device("cpu")) == numbers
+    for name in CPU_BF16:
+        monkeypatch.delattr(torch.cpu, name)  # a torch that does not say
+    assert choose_dtype("auto", torch.device("cpu")) == torch.float32
 
 
 def test_a_model_has_its_own_usual_speed_and_the_user_wins(engine):

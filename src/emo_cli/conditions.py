@@ -41,9 +41,10 @@ class ClipInputs(NamedTuple):
 
 
 class SeenPortrait(NamedTuple):
-    """A portrait on the device, as a model that is told head and lips sees it moved."""
+    """A portrait on the device."""
 
     picture: Tensor  # [1, 3, S, S] in -1..1
+    mask: Tensor  # [1, 1, S, S], 1 inside the face region
     points: Tensor  # [1, 18, 3], FACE_POINTS in pixels
     lips: Tensor  # [2], their usual gap, which is none, and width, of the eyes
     light: Light
@@ -111,6 +112,7 @@ class ClipConditions:
         points = torch.from_numpy(portrait.face_points).float()[None]
         return SeenPortrait(
             picture=upload(picture, self.device),
+            mask=self._put(portrait.mask)[None, None],
             points=upload(points, self.device),
             # Of the portrait's own lips only the width is theirs to keep.
             lips=self._put(lip_shape(portrait.face_points) * [0, 1]),

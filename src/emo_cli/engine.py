@@ -72,9 +72,9 @@ class Engine:
     """A loaded model that turns a portrait and a sound into clips.
 
     model: `mini`, or a folder made by `emo train`. device: `auto`, `cpu`, `cuda`, `cuda:N`,
-    `mps`. dtype: `auto` (bf16 on CUDA and AMX, else fp32), `fp32`, `bf16`, `fp16`. compiled: the
-    denoising step by torch.compile, equal to eager within rounding. low_vram: weights are on the
-    device only while they work, and frames are decoded one by one.
+    `mps`. dtype: `auto` (bf16 on CUDA and on CPUs that multiply it, else fp32), `fp32`, `bf16`,
+    `fp16`. compiled: the denoising step by torch.compile, equal to eager within rounding.
+    low_vram: weights are on the device only while they work, and frames are decoded one by one.
 
     Raises: EmoError for an absent or damaged model, a device that is not there, and for a model
     that has not gone through all stages, unless `allow_untrained`.
@@ -180,7 +180,7 @@ class Engine:
         loudness = sound.loudness(num_clips * config.clip_frames, config.fps)
         with out_of_memory_hint():
             seen = self.conditions.seen(portrait)
-            state = self._video_state(portrait, seen, branches)
+            state = self._video_state(seen, branches)
         return Video(
             options=options,
             portrait=portrait,
@@ -203,9 +203,7 @@ class Engine:
         )
 
     @torch.inference_mode()
-    def _video_state(
-        self, portrait: Portrait, seen: SeenPortrait, branches: tuple[Branch, ...]
-    ) -> VideoState:
+    def _video_state(self, seen: SeenPortrait, branches: tuple[Branch, ...]) -> VideoState:
         """ReferenceNet on the portrait, its keys and values, the face feature: once per video."""
         model = self.model
         with self._at_work(model.autoencoder):
@@ -215,7 +213,7 @@ class Engine:
         # A branch without reference sees zero features and a zero latent: the null condition.
         on = torch.tensor([float(b.reference) for b in branches]).to(latents)
         features = [on[:, None, None] * x for x in features]
-        mask = torch.from_numpy(portrait.mask).to(latents)[None, None]
+        mask = seen.mask.to(latents.dtype)
         with self._at_work(model.backbone):
             return model.backbone.prepare_video(
                 features, mask.expand(len(branches), -1, -1, -1), on[:, None, None, None] * latents
