@@ -37,7 +37,7 @@ def clip_phases(engine: Engine, video: Video) -> dict[str, Phase]:
     motion = noise[:, -config.motion_frames :]
 
     def prepare() -> Any:
-        conditions = engine.conditions.of_clip(video, planned, motion)
+        conditions, _ = engine.conditions.of_clip(video, planned, motion)
         return engine.model.backbone.prepare_clip(*conditions)
 
     def hear() -> Any:

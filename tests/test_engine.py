@@ -129,7 +129,7 @@ def test_guidance_batch_equals_separate_forwards(engine, portrait, sound, tmp_pa
     assert state.portrait[:2].any() and not state.portrait[2].any()
     assert all(keys[0].any() and not keys[2].any() for keys, _ in state.reference)
     planned = next(iter(engine_plan(video)))
-    heard = engine.conditions.heard(video, planned)
+    heard = engine.conditions.heard(video, planned.start, 12)
     audio = engine.conditions.audio(video, heard)
     assert torch.equal(audio[0], heard.to(audio))
     assert audio[0].any() and not audio[1].any() and not audio[2].any()
@@ -139,7 +139,7 @@ def gestures_of(engine, video):
     """What the model is told of each clip."""
     conditions = engine.conditions
     return [
-        conditions.gestures(video, planned, conditions.heard(video, planned))
+        conditions.gestures(video, planned.start, conditions.heard(video, planned.start, 12))
         for planned in engine_plan(video)
     ]
 
@@ -184,6 +184,26 @@ def test_each_clip_is_told_its_part_of_the_heads_path_and_what_the_sounds_lips_d
     moved = torch.cat([head.moved for head in told], 1)
     torch.testing.assert_close(moved[0], latents, atol=1e-5, rtol=1e-4)
     assert not moved[1].any()  # the branch without the portrait
+
+
+@torch.inference_mode()
+def test_a_clip_is_told_how_it_goes_on_from_the_frame_before_it(engine, portrait, sound, tmp_path):
+    """The frame before is seen as the clip before was told it; the clip itself is told no more."""
+    options = GenerateOptions(**(vars(FEW_STEPS) | {"seed": 6, "speed": 1.0}))
+    video = engine.prepare(portrait, sound, tmp_path, options)
+    first, second, _ = engine_plan(video)
+    motion = torch.randn(1, 4, 16, 8, 8)
+    _, none = engine.conditions.of_clip(video, first, None)
+    assert none is None
+    before = engine.conditions.of_clip(video, first, None)[0].gestures.head.moved[:, -1:]
+    inputs, step = engine.conditions.of_clip(video, second, motion)
+    lids, head = inputs.gestures
+    assert step.abs().max() > 0.01
+    torch.testing.assert_close(step, head.moved[:, :1] - before, atol=1e-5, rtol=1e-4)
+    alone = gestures_of(engine, video)[1]
+    assert torch.equal(lids, alone.lids) and torch.equal(head.flow, alone.head.flow)
+    torch.testing.assert_close(head.moved, alone.head.moved, atol=1e-5, rtol=1e-4)
+    assert inputs.audio.shape == (1, 12, 5, engine.config.audio_feature_width)
 
 
 def test_clips_ease_in_from_the_one_before_them_and_the_first_does_not(
@@ -258,7 +278,8 @@ def test_bf16_stays_near_fp32(small_model, portrait, sound, frames):
 def steps_of(engine, video, latents, count):
     """The denoiser of a first clip, and noisy latents for so many branches."""
     planned = next(iter(engine_plan(video)))
-    clip = engine.model.backbone.prepare_clip(*engine.conditions.of_clip(video, planned, None))
+    inputs, _ = engine.conditions.of_clip(video, planned, None)
+    clip = engine.model.backbone.prepare_clip(*inputs)
     return clip, latents.expand(count, *latents.shape[1:])
 
 

@@ -283,3 +283,12 @@ def test_half_of_the_step_between_clips_fades_over_the_first_frames():
         torch.testing.assert_close(eased[:, frame], latents[:, frame] - share * step)
     still = ease_in(before.expand(SHAPE), before, 3)
     torch.testing.assert_close(still, before.expand(SHAPE))
+
+
+def test_what_a_clip_was_told_to_move_is_not_taken_back():
+    before, told = torch.randn(2, 1, 1, 4, 8, 8)
+    obeyed = (before + told).expand(SHAPE)
+    torch.testing.assert_close(ease_in(obeyed, before, 3, told), obeyed)
+    beside = torch.randn(1, 1, 4, 8, 8)
+    eased = ease_in(obeyed + beside, before, 3, told)
+    torch.testing.assert_close(eased[:, 0], (obeyed + beside / 2)[:, 0])

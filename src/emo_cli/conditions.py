@@ -59,25 +59,39 @@ class ClipConditions:
         self.model, self.config = model, model.config
         self.device, self.dtype, self.at_work = device, dtype, at_work
 
-    def of_clip(self, video: Video, planned: PlannedClip, motion: Tensor | None) -> ClipInputs:
-        """motion: latents [1, M, C, H, W] that the clip before has left; None for the first."""
+    def of_clip(
+        self, video: Video, planned: PlannedClip, motion: Tensor | None
+    ) -> tuple[ClipInputs, Tensor | None]:
+        """What a clip is made from; and the step [1, 1, C, H, W], fp32, that the moved portrait's
+        latents take from the frame before it, where clips are joined and models are told.
+
+        motion: latents [1, M, C, H, W] that the clip before has left; None for the first.
+        """
         config, count = self.config, len(video.branches)
+        before = int(
+            motion is not None and config.unet.told_head and config.diffusion.join_frames > 0
+        )
         window = 2 * config.window + 1
         speed = constant_speed(video.sampling.speed, config.clip_frames, window, self.device)
-        heard = self.heard(video, planned)
-        return ClipInputs(
-            audio=self.audio(video, heard),
+        heard = self.heard(video, planned.start - before, config.clip_frames + before)
+        lids, head = self.gestures(video, planned.start - before, heard)
+        step = None
+        if before and head is not None:
+            first, second = head.moved[:1, :1], head.moved[:1, 1:2]
+            step = second.float() - first.float()
+            lids, head = lids[:, 1:], Head(*(maps[:, 1:] for maps in head))
+        inputs = ClipInputs(
+            audio=self.audio(video, heard[before:]),
             motion=self.motion(motion, count),
             speed=speed.expand(count, -1, -1),
-            gestures=self.gestures(video, planned, heard),
+            gestures=Gestures(lids, head),
         )
+        return inputs, step
 
-    def heard(self, video: Video, planned: PlannedClip) -> Tensor:
-        """The clip's audio features in windows, [F, 2m+1, L*D]."""
+    def heard(self, video: Video, start: int, frames: int) -> Tensor:
+        """The audio features of so many frames in windows, [F, 2m+1, L*D]."""
         reach = self.config.window
-        features = video.features.features(
-            planned.start - reach, planned.start + self.config.clip_frames + reach
-        )
+        features = video.features.features(start - reach, start + frames + reach)
         return windows(features, 2 * reach + 1)
 
     def audio(self, video: Video, heard: Tensor) -> Tensor:
@@ -96,10 +110,9 @@ class ClipConditions:
             maps = self.model.reference_net.motion_features(latents)
         return [x.expand(branches, -1, -1, -1, -1) for x in maps]
 
-    def gestures(self, video: Video, planned: PlannedClip, heard: Tensor) -> Gestures:
-        """Eyelids, head and lips of a clip, the same for every branch."""
-        frames = slice(planned.start, planned.start + self.config.clip_frames)
-        acting = video.acting.part(frames)
+    def gestures(self, video: Video, start: int, heard: Tensor) -> Gestures:
+        """Eyelids, head and lips of the frames that are heard, the same for every branch."""
+        acting = video.acting.part(slice(start, start + len(heard)))
         lids = self._put(acting.lids)[None]
         head = None
         if self.config.unet.told_head:
@@ -139,7 +152,7 @@ class ClipConditions:
         return upload(torch.from_numpy(values).float(), self.device)
 
     def _head(self, video: Video, moves: HeadMoves, face: FaceMoves | None) -> Head:
-        """Where the head is in a clip's frames, for every branch; a null portrait stays null."""
+        """Where the head is in some frames, for every branch; a null portrait stays null."""
         config, box = self.config, video.portrait.face_box
         field = head_flow(moves, box, config.picture_size, config.latent_size)
         flow = upload(torch.from_numpy(field), self.device)[None]

@@ -254,7 +254,7 @@ class Engine:
             config.diffusion.shared_noise,
             config.diffusion.shared_temperature,
         )
-        conditions = self.conditions.of_clip(video, planned, motion)
+        conditions, told_step = self.conditions.of_clip(video, planned, motion)
         with self._at_work(self.model.backbone):
             predict = ClipDenoiser(
                 self.steps,
@@ -277,7 +277,7 @@ class Engine:
         if motion is None or config.diffusion.join_frames == 0:
             return latents
         before = motion[:, -1:].to(latents)
-        return ease_in(latents, before, config.diffusion.join_frames)
+        return ease_in(latents, before, config.diffusion.join_frames, told_step)
 
     def decode(self, latents: Tensor, num_frames: int) -> np.ndarray:
         """Latents [1, F, C, H, W] -> uint8 [num_frames, S, S, 3]."""

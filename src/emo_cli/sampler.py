@@ -203,14 +203,19 @@ class Predictor(Protocol):
         """`reuse`: take the deep features that the last call without it made."""
 
 
-def ease_in(latents: Tensor, before: Tensor, frames: int) -> Tensor:
+def ease_in(
+    latents: Tensor, before: Tensor, frames: int, told_step: Tensor | None = None
+) -> Tensor:
     """Latents [1, F, C, H, W] whose first `frames` come nearer to the frame before [1, 1, C, H, W].
 
     A clip begins a little beside where the one before it ended. Half of that step is taken back
-    in the first frame, and less in each that follows, so that it is no longer seen.
+    in the first frame, and less in each that follows, so that it is no longer seen; but not of
+    the told one, by which head, lips and eyelids have gone on.
     """
     eased = latents.clone()
     step = latents[:, :1] - before
+    if told_step is not None:
+        step = step - told_step
     share = 0.5 * torch.arange(frames, 0, -1, device=latents.device) / frames
     eased[:, :frames] -= share.view(1, -1, 1, 1, 1) * step
     return eased
