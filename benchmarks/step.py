@@ -58,7 +58,7 @@ def our_step(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> C
         torch.ones(1, frames, window, device=device),
         Gestures(
             torch.zeros(1, frames, device=device),
-            Head(random(1, frames, 2, side, side), latents),
+            Head(random(1, frames, 2, side, side), latents, latents[:, :, :1].sigmoid()),
         ),
     )
     return partial(backbone, latents, torch.full((1,), 500, device=device), video, clip)

@@ -112,8 +112,9 @@ def test_conditions_reach_the_networks_as_at_inference():
             picture = batch["reference"][i : i + 1].permute(0, 3, 1, 2) / 127.5 - 1
             told = [batch[n][i : i + 1] for n in TOLD]
             face = FaceMoves(*told, light=light_on(picture, told[0]))
-            moved = module.frozen[0].encode(moved_pictures(picture, flow, face)[0])[None]
-            gestures = Gestures(batch["lids"][i : i + 1], Head(flow, moved))
+            shown, eyes = moved_pictures(picture, flow, face)
+            moved = module.frozen[0].encode(shown[0])[None]
+            gestures = Gestures(batch["lids"][i : i + 1], Head(flow, moved, eyes))
             clip = backbone.prepare_clip(audio, motion, speed, gestures)
             alone = backbone(noisy[i : i + 1], steps[i : i + 1], video, clip)
             # The gate of random weights makes eight times as much of a rounding.
@@ -128,12 +129,14 @@ def test_without_its_picture_the_reference_is_moved_as_the_autoencoder_shows_it(
         autoencoder = module.frozen[0]
         pictures, told = autoencoder.decode(portrait), [batch[name] for name in TOLD]
         face = FaceMoves(*told, light=light_on(pictures, told[0]))
-        pictures = moved_pictures(pictures, batch["flow"], face)
+        pictures, at_eyes = moved_pictures(pictures, batch["flow"], face)
         expected = autoencoder.encode(pictures[0])[None]
-    flow, moved = module._head(batch, portrait, keep)
+    flow, moved, eyes = module._head(batch, portrait, keep)
+    assert torch.equal(eyes, at_eyes) and 0 < eyes.mean() < 0.5
     torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(flow, batch["flow"])
-    assert not module._head(batch, portrait, 0 * keep).moved.any()
+    null = module._head(batch, portrait, 0 * keep)
+    assert not null.moved.any() and not null.eyes.any()
 
 
 def test_windows_see_the_heads_maps_where_they_lie(monkeypatch):

@@ -180,10 +180,12 @@ def test_each_clip_is_told_its_part_of_the_heads_path_and_what_the_sounds_lips_d
     gaze = torch.from_numpy(acting.gaze @ eye_axes(points).T).float()[None]
     points = torch.from_numpy(points)[None]
     face = FaceMoves(points, lips, lids, brows, gaze, light_on(picture, points))
-    latents = engine.model.autoencoder.encode(moved_pictures(picture, expected, face)[0])
-    moved = torch.cat([head.moved for head in told], 1)
+    pictures, at_eyes = moved_pictures(picture, expected, face)
+    moved, eyes = (torch.cat([head[i] for head in told], 1) for i in (1, 2))
+    latents = engine.model.autoencoder.encode(pictures[0])
     torch.testing.assert_close(moved[0], latents, atol=1e-5, rtol=1e-4)
-    assert not moved[1].any()  # the branch without the portrait
+    torch.testing.assert_close(eyes[0], at_eyes[0], atol=1e-5, rtol=1e-4)
+    assert not moved[1].any() and not eyes[1].any()  # the branch without the portrait
 
 
 @torch.inference_mode()
@@ -256,7 +258,8 @@ def test_every_network_of_mini_says_in_bf16_what_it_says_in_fp32(portrait):
         video = backbone.prepare_video(features, torch.ones(1, 1, 256, 256).to(dtype), reference)
         audio = torch.ones(1, 12, 5, model.config.audio_feature_width, dtype=dtype)
         motion = net.motion_features(reference[:, None].expand(-1, 4, -1, -1, -1))
-        head = Head(torch.zeros(1, 12, 2, 32, 32), reference[:, None].expand(-1, 12, -1, -1, -1))
+        moved = reference[:, None].expand(-1, 12, -1, -1, -1)
+        head = Head(torch.zeros(1, 12, 2, 32, 32), moved, torch.zeros(1, 12, 1, 32, 32))
         gestures = Gestures(torch.zeros(1, 12), head)
         clip = backbone.prepare_clip(audio, motion, torch.ones(1, 12, 5), gestures)
         predicted = backbone(x, torch.tensor([500]), video, clip)

@@ -45,7 +45,7 @@ def face_of(points, gap=GAP, width=WIDTH, lids=0.0, lift=0.0, gaze=(0.0, 0.0), l
 
 def places(points=POINTS, **moves):
     """Where each pixel's middle comes from [S, S, 2]."""
-    return move_face(grid(), face_of(points, **moves))[0][0, 0]
+    return move_face(grid(), face_of(points, **moves)).at[0, 0]
 
 
 def apart(gap, was=GAP):
@@ -177,11 +177,11 @@ def test_each_frame_and_each_face_has_its_own():
     lids = torch.tensor([[0.0, 1.0], [0.3, 0.0]])
     brows, gaze = 0.1 * lids, 0.1 * lips
     told = FaceMoves(points, lips, lids, brows, gaze, FULL_LIGHT)
-    together, _ = move_face(grid().expand(2, 2, -1, -1, -1), told)
+    together = move_face(grid().expand(2, 2, -1, -1, -1), told).at
     for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
         of_frame = (values[i : i + 1, j : j + 1] for values in told[1:-1])
         face = FaceMoves(points[i : i + 1], *of_frame, FULL_LIGHT)
-        torch.testing.assert_close(together[i, j], move_face(grid(), face)[0][0, 0])
+        torch.testing.assert_close(together[i, j], move_face(grid(), face).at[0, 0])
 
 
 SHUT, PARTED = POINTS.copy(), POINTS.copy()
@@ -190,8 +190,18 @@ SHUT[2:4, 1], PARTED[2, 1], PARTED[3, 1] = 90, 86, 98  # lips meet at 90, or 89
 
 def laid_over(gap, points):
     """Colours [S, S, 3] of a mouth's inside and how much they cover [S, S]; gap in pixels."""
-    inside = move_face(grid(), face_of(points, gap=gap))[1]
+    inside = move_face(grid(), face_of(points, gap=gap)).inside
     return inside.colour[0, 0], inside.cover[0, 0]
+
+
+def test_eyes_lids_and_brows_are_marked_wherever_the_head_goes():
+    eyes = move_face(grid(), face_of(POINTS)).eyes[0, 0]
+    for x, y in (*LEFT, *RIGHT):
+        assert eyes[y, x] > 0.9
+    for x, y in (*MOUTH, (64, 50)):  # between them
+        assert eyes[y, x] < 0.1
+    moved = move_face(grid() + torch.tensor([3.0, -2.0]), face_of(POINTS)).eyes[0, 0]
+    torch.testing.assert_close(moved[10:100, 10:100], eyes[8:98, 13:103], atol=1e-5, rtol=0)
 
 
 def test_beyond_the_part_of_the_picture_that_is_moved_nothing_would_move(monkeypatch):
@@ -199,13 +209,14 @@ def test_beyond_the_part_of_the_picture_that_is_moved_nothing_would_move(monkeyp
     moves = {"gap": 26.0, "width": 44.0, "lids": 0.6, "lift": 4.0, "gaze": (2.0, 1.0)}
     for points in (POINTS, SHUT, PARTED):
         face = face_of(points, **moves)
-        part, inside = move_face(grid(), face)
+        part = move_face(grid(), face)
         with monkeypatch.context() as whole:
             whole.setattr("emo_cli.face_flow._around", lambda *_: (slice(None),) * 4)
-            moved, laid = move_face(grid(), face)
-        assert ((part - grid()).abs() > 1).any()
-        torch.testing.assert_close(moved, part, atol=1e-3, rtol=0)  # pixels
-        torch.testing.assert_close(laid.cover, inside.cover, atol=1e-3, rtol=0)
+            moved = move_face(grid(), face)
+        assert ((part.at - grid()).abs() > 1).any()
+        torch.testing.assert_close(moved.at, part.at, atol=1e-3, rtol=0)  # pixels
+        torch.testing.assert_close(moved.inside.cover, part.inside.cover, atol=1e-3, rtol=0)
+        torch.testing.assert_close(moved.eyes, part.eyes, atol=1e-3, rtol=0)
 
 
 def test_lips_that_were_shut_part_over_teeth_and_the_dark():
@@ -247,7 +258,7 @@ def lit_mouth(skin, eyes=None):
     picture = 2 * picture[None] - 1
     light = light_on(picture, torch.from_numpy(SHUT)[None])
     face = face_of(SHUT, gap=0.25 * EYE_DISTANCE, light=light)
-    return (moved_pictures(picture, torch.zeros(1, 1, 2, 16, 16), face)[0] + 1) / 2
+    return (moved_pictures(picture, torch.zeros(1, 1, 2, 16, 16), face).pictures[0] + 1) / 2
 
 
 def test_a_mouth_is_as_light_as_its_face():
@@ -279,8 +290,8 @@ def test_pictures_are_moved_by_the_head_and_then_by_the_face():
     flow = torch.zeros(1, 1, 2, 16, 16)
     flow[:, :, 1] = -1  # from 8 pixels further up
     face = face_of(POINTS, gap=10.0)
-    column = moved_pictures(picture, flow, face)[0, 0, 0, :, 64]
-    still = moved_pictures(picture, 0 * flow, face)[0, 0, 0, :, 64]
+    column = moved_pictures(picture, flow, face).pictures[0, 0, 0, :, 64]
+    still = moved_pictures(picture, 0 * flow, face).pictures[0, 0, 0, :, 64]
     torch.testing.assert_close(column[8:], still[:-8], atol=1e-4, rtol=0)
     assert (still[96:98] < 0.5).all()  # where the picture was white: the lip has gone down
 

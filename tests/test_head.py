@@ -101,7 +101,7 @@ def test_pictures_are_fetched_from_where_the_field_points():
     flow = torch.zeros(2, 3, 2, 8, 8)
     flow[:, 1, 0], flow[:, 1, 1] = 0.5, -0.25  # from two pixels to the right, one above
     flow[1, 2, 0] = 0.125  # half a pixel
-    found = moved_pictures(pictures, flow)
+    found = moved_pictures(pictures, flow).pictures
     assert found.shape == (2, 3, 3, 32, 32)
     assert torch.allclose(found[:, 0], pictures, atol=1e-5)
     assert torch.allclose(found[:, 1, :, 1:, :-2], pictures[:, :, :-1, 2:], atol=1e-5)

@@ -60,13 +60,14 @@ def conditions(backbone, config, *, batch=1, frames=12, seed=1):
         "lids": noise(batch, frames).sigmoid(),
         "flow": noise(batch, frames, 2, latent, latent),
         "moved": noise(batch, frames, channels, latent, latent),
+        "eyes": torch.zeros(batch, frames, 1, latent, latent),
         "latents": noise(batch, frames, channels, latent, latent),
     }
 
 
 def gestures(c):
     """What is said of lids and head."""
-    return Gestures(c["lids"], Head(c["flow"], c["moved"]))
+    return Gestures(c["lids"], Head(c["flow"], c["moved"], c["eyes"]))
 
 
 def run(backbone, reference_net, c, timestep=500):
@@ -259,7 +260,7 @@ def test_zero_maps_of_a_first_clip_have_the_shapes_of_motion_features(networks):
 
 
 @torch.no_grad()
-def test_the_gate_leads_to_the_moved_portrait_where_it_is_open_and_nowhere_else():
+def test_the_gate_leads_to_the_moved_portrait_where_it_is_open_and_at_eyes_and_nowhere_else():
     backbone = randomised(Backbone(SMALL_MINI), 0)
     reference_net = randomised(ReferenceNet(SMALL_MINI.unet, 16), 1)
     c = conditions(backbone, SMALL_MINI)
@@ -274,6 +275,13 @@ def test_the_gate_leads_to_the_moved_portrait_where_it_is_open_and_nowhere_else(
 
     backbone.conv_out.bias[-1] = -40
     shut = run(backbone, reference_net, c)
+    eyes = torch.zeros_like(c["eyes"])
+    eyes[..., 2:4, 3:6] = 1
+    backbone.conv_out.bias[-1] = 40
+    open_everywhere = run(backbone, reference_net, c)
+    backbone.conv_out.bias[-1] = -40
+    found = run(backbone, reference_net, c | {"eyes": eyes})
+    torch.testing.assert_close(found, torch.where(eyes > 0, open_everywhere, shut))
     backbone.copy = None
     torch.testing.assert_close(shut, run(backbone, reference_net, c)[:, :, :-1])
 

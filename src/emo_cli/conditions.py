@@ -156,12 +156,12 @@ class ClipConditions:
         config, box = self.config, video.portrait.face_box
         field = head_flow(moves, box, config.picture_size, config.latent_size)
         flow = upload(torch.from_numpy(field), self.device)[None]
-        pictures = moved_pictures(video.seen.picture, flow, face)[0]
+        pictures, eyes = moved_pictures(video.seen.picture, flow, face)
         with self.at_work(self.model.autoencoder):
-            latents = self.model.autoencoder.encode(pictures.to(self.dtype))
+            latents = self.model.autoencoder.encode(pictures[0].to(self.dtype))
         on = torch.tensor([float(branch.reference) for branch in video.branches])
-        moved = upload(on.to(self.dtype), self.device)[:, None, None, None, None] * latents
-        return Head(flow.expand(len(video.branches), -1, -1, -1, -1), moved)
+        on = upload(on.to(self.dtype), self.device)[:, None, None, None, None]
+        return Head(flow.expand(len(on), -1, -1, -1, -1), on * latents, on * eyes)
 
 
 def portrait_pixels(portrait: Portrait) -> Tensor:

@@ -31,6 +31,9 @@ OWN_BITE = 0.15  # of the gap of an open portrait: so far above its lower lip it
 WIDER = (0.6, 1.6)  # lips of a portrait are made narrower and wider so far
 IRIS_SLOWS = 0.56  # of half an eye's width: so near to its corners irises stop
 BROW = (0.9, 1.8)  # of half an eye's width from its middle: a brow as a whole; nothing follows it
+# Of half an eye's width: how far an eye with its lids and its brow reaches to the sides, up and
+# down; where the middle of that is, below the eye's; over how much of it it fades; and all of it.
+EYE, EYE_FADES, EYE_REACH = (1.3, 1.2, -0.2), 0.5, 2.0
 FOREHEAD = 1.2  # of a brow's height above the eye: over that the forehead gathers
 
 
@@ -92,9 +95,16 @@ class _Mouth(NamedTuple):
         return LOWER_SHARE * lens, (LOWER_SHARE - 1) * lens
 
 
-def move_face(at: Tensor, face: FaceMoves) -> tuple[Tensor, Inside]:
-    """Where places [B, F, S, S, 2] of the moved portrait come from in the portrait, in pixels; and
-    what lies over it."""
+class MovedFace(NamedTuple):
+    """A portrait whose lips, eyes and brows have moved."""
+
+    at: Tensor  # [B, F, S, S, 2], where its places come from in the portrait, in pixels
+    inside: Inside  # what lies over it
+    eyes: Tensor  # [B, F, S, S] 0..1, where there is nothing left to draw: eyes, lids and brows
+
+
+def move_face(at: Tensor, face: FaceMoves) -> MovedFace:
+    """Face moves on top of those that `at` [B, F, S, S, 2] has, the head's."""
     deep = face.points[:, None, None, None].unbind(-2)
     eyes = (deep[LEFT_EYE] - deep[RIGHT_EYE]).norm(dim=-1)
     gap, width = (eyes * lips for lips in face.lips[:, :, None, None].unbind(-1))  # in pixels
@@ -105,7 +115,7 @@ def move_face(at: Tensor, face: FaceMoves) -> tuple[Tensor, Inside]:
     lift = eyes * face.brows[:, :, None, None]
     gaze = eyes[..., None] * face.gaze[:, :, None, None]
     inside = Inside(at.new_zeros(*at.shape[:-1], 3), at.new_zeros(at.shape[:-1]))
-    moved, axes = at.clone(), _axes(left, right, down)
+    moved, eyes_at, axes = at.clone(), at.new_zeros(at.shape[:-1]), _axes(left, right, down)
     part = _around(at, axes.centre, 2.4 * torch.maximum(axes.half, axes.height(chin) / 1.3))
     mouth = _mouth(at[part], axes, (upper, lower), gap, wider, eyes)
     moved[part] += _lips(mouth, axes, chin, nose)
@@ -116,11 +126,12 @@ def move_face(at: Tensor, face: FaceMoves) -> tuple[Tensor, Inside]:
         (right_eye[1::-1], right_eye[2:]),
     ):
         eye = _axes(corners[0], corners[1], down)
-        reach = torch.maximum(BROW[1] * eye.half, (1 + FOREHEAD) * -eye.height(brow))
+        reach = torch.maximum(EYE_REACH * eye.half, (1 + FOREHEAD) * -eye.height(brow))
         part = _around(at, eye.centre, reach)
         moved[part] += _eye(at[part], eye, (above, below, brow), lids, gaze)
         moved[part] += _brow(at[part], eye, (above, brow), lift)
-    return moved, inside
+        eyes_at[part] = torch.maximum(eyes_at[part], _near(at[part], eye))
+    return MovedFace(moved, inside, eyes_at)
 
 
 def _around(at: Tensor, centre: Tensor, reach: Tensor) -> tuple[slice, ...]:
@@ -261,6 +272,13 @@ def _brow(at: Tensor, axes: _Axes, points: tuple[Tensor, ...], lift: Tensor) -> 
     )
     share = share * (1 - _smooth((u.abs() - BROW[0]) / (BROW[1] - BROW[0])))
     return (lift * share)[..., None] * axes.down
+
+
+def _near(at: Tensor, axes: _Axes) -> Tensor:
+    """0..1, [B, F, S, S]: places at an eye, its lids and its brow."""
+    beside = at - axes.centre
+    u, v = ((beside * along).sum(-1) / axes.half for along in (axes.along, axes.down))
+    return 1 - _smooth((torch.hypot(u / EYE[0], (v - EYE[2]) / EYE[1]) - 1) / EYE_FADES)
 
 
 def _bow(x: Tensor) -> Tensor:

@@ -64,8 +64,15 @@ def head_flow(moves: HeadMoves, box: Box, size: int, latent_size: int) -> NDArra
     return np.ascontiguousarray(flow.transpose(0, 3, 1, 2), np.float32)
 
 
-def moved_pictures(pictures: Tensor, flow: Tensor, face: FaceMoves | None = None) -> Tensor:
-    """Each picture [B, 3, S, S] of -1..1 moved by its field [B, T, 2, H, W]: [B, T, 3, S, S].
+class Moved(NamedTuple):
+    """Pictures that have been moved."""
+
+    pictures: Tensor  # [B, T, 3, S, S] of -1..1
+    eyes: Tensor  # [B, T, 1, H, W] 0..1, where the picture is all that there is to draw
+
+
+def moved_pictures(pictures: Tensor, flow: Tensor, face: FaceMoves | None = None) -> Moved:
+    """Each picture [B, 3, S, S] of -1..1 moved by its field [B, T, 2, H, W].
 
     face: what the face of each has done besides.
     """
@@ -74,10 +81,10 @@ def moved_pictures(pictures: Tensor, flow: Tensor, face: FaceMoves | None = None
     axis = torch.arange(size, device=flow.device) + 0.5
     step = size / flow.shape[-1]
     at = torch.stack([axis + step * fine[:, 0], axis[:, None] + step * fine[:, 1]], -1)
-    inside = None
+    moved = None
     if face is not None:
-        moved, inside = move_face(at.unflatten(0, (batch, frames)), face)
-        at = moved.flatten(0, 1)
+        moved = move_face(at.unflatten(0, (batch, frames)), face)
+        at = moved.at.flatten(0, 1)
     still = pictures.float().repeat_interleave(frames, 0)
     place = at * (2 / size) - 1
     fetched = F.grid_sample(
@@ -85,7 +92,9 @@ def moved_pictures(pictures: Tensor, flow: Tensor, face: FaceMoves | None = None
     )
     low, high = still.amin(), still.amax()  # bicubic sampling overshoots at edges
     fetched = fetched.clamp(low, high).unflatten(0, (batch, frames))
-    if face is None or inside is None:
-        return fetched
-    colour = 2 * face.light.on(inside.colour) - 1
-    return torch.lerp(fetched, colour.movedim(-1, 2), inside.cover[:, :, None])
+    if face is None or moved is None:
+        return Moved(fetched, torch.zeros_like(flow[:, :, :1]))
+    colour = 2 * face.light.on(moved.inside.colour) - 1
+    fetched = torch.lerp(fetched, colour.movedim(-1, 2), moved.inside.cover[:, :, None])
+    height, width = flow.shape[-2:]
+    return Moved(fetched, F.adaptive_avg_pool2d(moved.eyes, (height, width))[:, :, None])

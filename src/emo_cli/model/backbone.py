@@ -228,14 +228,16 @@ class Backbone(UNet):
         if self.copy is None:
             return x
         assert video.alphas is not None  # prepare_video keeps them
-        return self.copy(x, latents, video.alphas[timesteps.long()], _portrait(video, clip))
+        eyes = None if clip.head is None else clip.head.eyes
+        return self.copy(x, latents, video.alphas[timesteps.long()], _portrait(video, clip), eyes)
 
 
 class CopyGate(nn.Module):
     """Where nothing moves, a video shows its portrait: a small network need not draw it anew.
 
     Not EMO's: `mini` is too small to take all the noise from 16 channels, and what it leaves crawls
-    in still backgrounds and changes with every clip.
+    in still backgrounds and changes with every clip. Eyes that are told all that they do need none
+    either: it would draw lids and brows of people whom it has never seen less clearly.
     """
 
     def __init__(self, diffusion: DiffusionConfig) -> None:
@@ -248,12 +250,21 @@ class CopyGate(nn.Module):
         """Cumulative alphas of all timesteps, fp32, once a video: a step copies nothing over."""
         return alphas_cumprod(self.diffusion).to(device)
 
-    def forward(self, x: Tensor, latents: Tensor, alpha: Tensor, portrait: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        latents: Tensor,
+        alpha: Tensor,
+        portrait: Tensor,
+        eyes: Tensor | None = None,
+    ) -> Tensor:
         """v [B, F, C, H, W] of a Backbone's v and gate [B, F, C + 1, H, W].
 
-        latents: the noisy ones [B, F, C, H, W] at alpha [B]; portrait [B, F or 1, C, H, W].
+        latents: the noisy ones [B, F, C, H, W] at alpha [B]; portrait [B, F or 1, C, H, W]; eyes
+        [B, F, 1, H, W] 0..1, where the gate is open at least so far.
         """
         v, gate = x[:, :, :-1].float(), (GATE_SCALE * x[:, :, -1:].float()).sigmoid()
+        gate = gate if eyes is None else torch.maximum(gate, eyes.float())
         alpha = alpha.view(-1, 1, 1, 1, 1)
         copied = (alpha.sqrt() * latents - portrait) / (1 - alpha).sqrt()  # leads to the portrait
         return torch.lerp(v, copied, gate).to(x.dtype)

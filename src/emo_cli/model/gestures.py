@@ -21,7 +21,8 @@ class Head(NamedTuple):
     """Where the head of each frame is, for a model that is told."""
 
     flow: Tensor  # [B, F, 2, H, W], `head_flow.py`'s field
-    moved: Tensor  # [B, F, C, H, W], latents of the portrait moved by it, and its lips and lids
+    moved: Tensor  # [B, F, C, H, W], latents of the portrait moved by it, and its lips and eyes
+    eyes: Tensor  # [B, F, 1, H, W] 0..1, where those latents are all that there is to draw
 
 
 class Gestures(NamedTuple):

@@ -192,10 +192,12 @@ class DenoisingLoss(nn.Module):
             points = batch["face_points"]
             told = {name: batch[name] for name in ("lips", "lids", "brows", "gaze")}
             face = FaceMoves(points=points, light=light_on(pictures, points), **told)
-        moved = fold_frames(moved_pictures(pictures, flow, face)).to(portrait)
+        pictures, eyes = moved_pictures(pictures, flow, face)
+        moved = fold_frames(pictures).to(portrait)
         latents = torch.cat([autoencoder.encode(part) for part in moved.split(ENCODE_SLICE)])
         latents = unfold_frames(latents, flow.shape[1]).to(portrait)
-        return Head(flow, keep[:, None, None, None, None] * latents)
+        keep = keep[:, None, None, None, None]
+        return Head(flow, keep * latents, keep * eyes)
 
     def _audio(self, batch: dict[str, Tensor], like: Tensor) -> Tensor:
         """Windows [B, F, 2m+1, L*D]; the null condition where sound does not take part."""
