@@ -51,7 +51,8 @@ def clip_phases(engine: Engine, video: Video) -> dict[str, Phase]:
         "clip conditions": Phase(call=prepare, times=1),
     }
     phases |= step_phases(engine, video, prepare(), noise.to(engine.dtype))
-    decode = partial(engine._start_decoding, noise, config.clip_frames)
+    _, moved = engine.conditions.of_clip(video, planned, motion)
+    decode = partial(engine._start_decoding, noise, config.clip_frames, moved)
     return phases | {"decode": Phase(call=decode, times=1)}
 
 

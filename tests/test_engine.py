@@ -139,7 +139,7 @@ def gestures_of(engine, video):
     """What the model is told of each clip."""
     conditions = engine.conditions
     return [
-        conditions.gestures(video, planned.start, conditions.heard(video, planned.start, 12))
+        conditions.gestures(video, planned.start, conditions.heard(video, planned.start, 12))[0]
         for planned in engine_plan(video)
     ]
 
@@ -195,11 +195,11 @@ def test_a_clip_is_told_how_it_goes_on_from_the_frame_before_it(engine, portrait
     video = engine.prepare(portrait, sound, tmp_path, options)
     first, second, _ = engine_plan(video)
     motion = torch.randn(1, 4, 16, 8, 8)
-    _, none = engine.conditions.of_clip(video, first, None)
-    assert none is None
+    assert engine.conditions.of_clip(video, first, None)[1].step is None
     before = engine.conditions.of_clip(video, first, None)[0].gestures.head.moved[:, -1:]
-    inputs, step = engine.conditions.of_clip(video, second, motion)
-    lids, head = inputs.gestures
+    inputs, moved = engine.conditions.of_clip(video, second, motion)
+    (lids, head), step = inputs.gestures, moved.step
+    assert moved.pictures.shape == (12, 3, 64, 64) and torch.equal(moved.latents, head.moved[0])
     assert step.abs().max() > 0.01
     torch.testing.assert_close(step, head.moved[:, :1] - before, atol=1e-5, rtol=1e-4)
     alone = gestures_of(engine, video)[1]
@@ -442,7 +442,8 @@ def test_no_clip_would_wait_for_a_gpu(portrait, sound, tmp_path, layout, solver)
     motion = None
     for planned in engine_plan(video):
         with Waits() as found:
-            latents = engine._denoise_clip(video, planned, motion)
+            latents, moved = engine._denoise_clip(video, planned, motion)
+            engine._start_decoding(latents, planned.num_frames, moved)
         assert all("scheduling_unipc" in line for line in found), found
         assert bool(found) == (solver == "unipc")
         motion = latents[:, -4:]

@@ -40,6 +40,14 @@ class ClipInputs(NamedTuple):
     gestures: Gestures
 
 
+class MovedPortrait(NamedTuple):
+    """A portrait as a clip's frames are to show it, for a model that is told."""
+
+    pictures: Tensor  # [F, 3, S, S] of -1..1
+    latents: Tensor  # [F, C, H, W]
+    step: Tensor | None  # [1, 1, C, H, W], fp32, of the latents from the frame before; if there is
+
+
 class SeenPortrait(NamedTuple):
     """A portrait on the device."""
 
@@ -61,32 +69,30 @@ class ClipConditions:
 
     def of_clip(
         self, video: Video, planned: PlannedClip, motion: Tensor | None
-    ) -> tuple[ClipInputs, Tensor | None]:
-        """What a clip is made from; and the step [1, 1, C, H, W], fp32, that the moved portrait's
-        latents take from the frame before it, where clips are joined and models are told.
+    ) -> tuple[ClipInputs, MovedPortrait | None]:
+        """What a clip is made from, and what it is to look like, where a model is told that.
 
         motion: latents [1, M, C, H, W] that the clip before has left; None for the first.
         """
         config, count = self.config, len(video.branches)
-        before = int(
-            motion is not None and config.unet.told_head and config.diffusion.join_frames > 0
-        )
+        before = int(motion is not None and config.unet.told_head)
         window = 2 * config.window + 1
         speed = constant_speed(video.sampling.speed, config.clip_frames, window, self.device)
         heard = self.heard(video, planned.start - before, config.clip_frames + before)
-        lids, head = self.gestures(video, planned.start - before, heard)
-        step = None
-        if before and head is not None:
-            first, second = head.moved[:1, :1], head.moved[:1, 1:2]
-            step = second.float() - first.float()
-            lids, head = lids[:, 1:], Head(*(maps[:, 1:] for maps in head))
+        (lids, head), pictures = self.gestures(video, planned.start - before, heard)
+        moved = None
+        if head is not None and pictures is not None:
+            latents = head.moved[0]
+            step = (latents[1:2].float() - latents[:1].float())[None] if before else None
+            moved = MovedPortrait(pictures[before:], latents[before:], step)
+            lids, head = lids[:, before:], Head(*(maps[:, before:] for maps in head))
         inputs = ClipInputs(
             audio=self.audio(video, heard[before:]),
             motion=self.motion(motion, count),
             speed=speed.expand(count, -1, -1),
             gestures=Gestures(lids, head),
         )
-        return inputs, step
+        return inputs, moved
 
     def heard(self, video: Video, start: int, frames: int) -> Tensor:
         """The audio features of so many frames in windows, [F, 2m+1, L*D]."""
@@ -110,14 +116,16 @@ class ClipConditions:
             maps = self.model.reference_net.motion_features(latents)
         return [x.expand(branches, -1, -1, -1, -1) for x in maps]
 
-    def gestures(self, video: Video, start: int, heard: Tensor) -> Gestures:
-        """Eyelids, head and lips of the frames that are heard, the same for every branch."""
+    def gestures(self, video: Video, start: int, heard: Tensor) -> tuple[Gestures, Tensor | None]:
+        """Eyelids, head and lips of the frames that are heard, the same for every branch; and the
+        portrait moved so, [F, 3, S, S] of -1..1."""
         acting = video.acting.part(slice(start, start + len(heard)))
         lids = self._put(acting.lids)[None]
-        head = None
+        head, pictures = None, None
         if self.config.unet.told_head:
-            head = self._head(video, acting.head, self._face(video, acting, lids, heard))
-        return Gestures(lids.expand(len(video.branches), -1), head)
+            face = self._face(video, acting, lids, heard)
+            head, pictures = self._head(video, acting.head, face)
+        return Gestures(lids.expand(len(video.branches), -1), head), pictures
 
     def seen(self, portrait: Portrait) -> SeenPortrait:
         """What of a portrait all clips of a video share."""
@@ -151,17 +159,18 @@ class ClipConditions:
     def _put(self, values: np.ndarray) -> Tensor:
         return upload(torch.from_numpy(values).float(), self.device)
 
-    def _head(self, video: Video, moves: HeadMoves, face: FaceMoves | None) -> Head:
-        """Where the head is in some frames, for every branch; a null portrait stays null."""
+    def _head(self, video: Video, moves: HeadMoves, face: FaceMoves | None) -> tuple[Head, Tensor]:
+        """Where the head is in some frames, for every branch; a null portrait stays null. And the
+        pictures."""
         config, box = self.config, video.portrait.face_box
         field = head_flow(moves, box, config.picture_size, config.latent_size)
         flow = upload(torch.from_numpy(field), self.device)[None]
-        pictures, eyes = moved_pictures(video.seen.picture, flow, face)
+        (pictures,), eyes = moved_pictures(video.seen.picture, flow, face)
         with self.at_work(self.model.autoencoder):
-            latents = self.model.autoencoder.encode(pictures[0].to(self.dtype))
+            latents = self.model.autoencoder.encode(pictures.to(self.dtype))
         on = torch.tensor([float(branch.reference) for branch in video.branches])
         on = upload(on.to(self.dtype), self.device)[:, None, None, None, None]
-        return Head(flow.expand(len(on), -1, -1, -1, -1), on * latents, on * eyes)
+        return Head(flow.expand(len(on), -1, -1, -1, -1), on * latents, on * eyes), pictures
 
 
 def portrait_pixels(portrait: Portrait) -> Tensor:

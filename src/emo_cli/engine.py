@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from emo_cli.acting import Acting, act
 from emo_cli.audio import AudioFeatures, Sound, decode_sound
 from emo_cli.clips import PlannedClip, count_clips, plan
-from emo_cli.conditions import ClipConditions, SeenPortrait
+from emo_cli.conditions import ClipConditions, MovedPortrait, SeenPortrait
 from emo_cli.config import GenerateOptions, ModelConfig
 from emo_cli.denoiser import BackboneSteps, ClipDenoiser
 from emo_cli.device import (
@@ -227,9 +227,9 @@ class Engine:
         for planned in plan(video.num_frames, config.clip_frames, first):
             started = time.perf_counter()
             with out_of_memory_hint():
-                latents = self._denoise_clip(video, planned, motion)
+                latents, moved = self._denoise_clip(video, planned, motion)
                 motion = latents[:, -config.motion_frames :]
-                frames = self._start_decoding(latents, planned.num_frames)
+                frames = self._start_decoding(latents, planned.num_frames, moved)
             made = MadeClip(
                 index=planned.index, frames=frames, motion=download(motion), started=started
             )
@@ -244,8 +244,11 @@ class Engine:
             yield last.finish(finished)
 
     @torch.inference_mode()
-    def _denoise_clip(self, video: Video, planned: PlannedClip, motion: Tensor | None) -> Tensor:
-        """Latents [1, F, C, H, W] of one clip: conditions once, then the denoising steps."""
+    def _denoise_clip(
+        self, video: Video, planned: PlannedClip, motion: Tensor | None
+    ) -> tuple[Tensor, MovedPortrait | None]:
+        """Latents [1, F, C, H, W] of one clip: conditions once, then the denoising steps. And the
+        portrait that they were to show, where the model is told."""
         config, sampling = self.config, video.sampling
         size, channels = config.latent_size, config.autoencoder.latent_channels
         noise = clip_noise(
@@ -254,7 +257,7 @@ class Engine:
             config.diffusion.shared_noise,
             config.diffusion.shared_temperature,
         )
-        conditions, told_step = self.conditions.of_clip(video, planned, motion)
+        conditions, moved = self.conditions.of_clip(video, planned, motion)
         with self._at_work(self.model.backbone):
             predict = ClipDenoiser(
                 self.steps,
@@ -275,18 +278,21 @@ class Engine:
                 cache_interval=sampling.cache_interval,
             )
         if motion is None or config.diffusion.join_frames == 0:
-            return latents
-        before = motion[:, -1:].to(latents)
-        return ease_in(latents, before, config.diffusion.join_frames, told_step)
+            return latents, moved
+        before, step = motion[:, -1:].to(latents), moved and moved.step
+        return ease_in(latents, before, config.diffusion.join_frames, step), moved
 
     def decode(self, latents: Tensor, num_frames: int) -> np.ndarray:
         """Latents [1, F, C, H, W] -> uint8 [num_frames, S, S, 3]."""
         return self._start_decoding(latents, num_frames)()
 
-    def _start_decoding(self, latents: Tensor, num_frames: int) -> Callable[[], np.ndarray]:
+    def _start_decoding(
+        self, latents: Tensor, num_frames: int, moved: MovedPortrait | None = None
+    ) -> Callable[[], np.ndarray]:
         with self._at_work(self.model.autoencoder):
             return start_decoding(
                 self.model.autoencoder,
                 latents[0, :num_frames].to(self.dtype),
+                moved=moved,
                 slice_size=1 if self.low_vram else None,
             )
