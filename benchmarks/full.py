@@ -89,8 +89,10 @@ def prepared(engine: Engine, quality: Quality, clips: int) -> Video:
     mask = np.zeros((size, size), np.float32)
     mask[size // 4 : -size // 4, size // 4 : -size // 4] = 1
     box = (size / 4, size / 4, 3 * size / 4, 3 * size / 4)
+    picture = rng.integers(0, 255, (size, size, 3), np.uint8)
     portrait = Portrait(
-        picture=rng.integers(0, 255, (size, size, 3), np.uint8),
+        picture=picture,
+        shown=picture,
         mask=mask,
         face_box=box,
         face_points=usual_points(box),

@@ -44,7 +44,7 @@ class Clock:
 
 def whole_clips(engine: Engine, video: Video, out: Path) -> dict[str, Timing]:
     """Clips one after the other as `emo generate` makes them, and the final mux."""
-    size = engine.config.picture_size
+    size = engine.config.frame_size
     with (
         WorkFolder.open(out, {}) as work,
         VideoWriter(work, size=(size, size), fps=engine.config.fps) as writer,

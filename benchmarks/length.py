@@ -48,6 +48,7 @@ def tiny_model(folder: Path) -> Path:
         MINI,
         name="tiny",
         picture_size=64,
+        frame_size=64,
         unet=dataclasses.replace(MINI.unet, widths=widths, norm_groups=8, time_width=32),
         autoencoder=dataclasses.replace(
             MINI.autoencoder, encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8)

@@ -35,6 +35,7 @@ SMALL_FULL: ModelConfig = dataclasses.replace(
     FULL,
     name="full",
     picture_size=64,
+    frame_size=64,
     unet=SMALL_UNET,
     autoencoder=dataclasses.replace(
         FULL.autoencoder,
@@ -50,6 +51,7 @@ SMALL_MINI: ModelConfig = dataclasses.replace(
     MINI,
     name="mini",
     picture_size=64,
+    frame_size=64,
     unet=dataclasses.replace(MINI.unet, widths=(16, 32, 32), norm_groups=8, time_width=32),
     autoencoder=dataclasses.replace(
         MINI.autoencoder, encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8)

@@ -78,7 +78,7 @@ def places(tmp_path: Path, shared_data: Path, portrait: Path, speech: Path) -> d
 def test_ten_raw_clips_of_shared_data_go_through_all_stages_to_a_video(
     tmp_path: Path, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = dataclasses.replace(SMALL_MINI, name="mini", picture_size=256)
+    tiny = dataclasses.replace(SMALL_MINI, name="mini", picture_size=256, frame_size=512)
     monkeypatch.setattr(presets, "MINI", tiny)
     monkeypatch.setitem(presets.PRESETS, "mini", tiny)
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """What a clip is made from besides noise: sound, motion frames, speed, eyelids, head and lips.
 
 Shapes: G guidance branches, F frames, 2m+1 frames in a window, M motion frames, C latent channels,
-H W latent size, S picture size.
+H W latent size, S picture size, L frame size.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ClipInputs(NamedTuple):
 class MovedPortrait(NamedTuple):
     """A portrait as a clip's frames are to show it, for a model that is told."""
 
-    pictures: Tensor  # [F, 3, S, S] of -1..1
+    pictures: Tensor  # [F, 3, L, L] of -1..1
     latents: Tensor  # [F, C, H, W]
     step: Tensor | None  # [1, 1, C, H, W], fp32, of the latents from the frame before; if there is
 
@@ -52,6 +52,7 @@ class SeenPortrait(NamedTuple):
     """A portrait on the device."""
 
     picture: Tensor  # [1, 3, S, S] in -1..1
+    shown: Tensor  # [1, 3, L, L], as large as the frames
     mask: Tensor  # [1, 1, S, S], 1 inside the face region
     points: Tensor  # [1, 18, 3], FACE_POINTS in pixels
     lips: Tensor  # [2], their usual gap, which is none, and width, of the eyes
@@ -118,7 +119,7 @@ class ClipConditions:
 
     def gestures(self, video: Video, start: int, heard: Tensor) -> tuple[Gestures, Tensor | None]:
         """Eyelids, head and lips of the frames that are heard, the same for every branch; and the
-        portrait moved so, [F, 3, S, S] of -1..1."""
+        portrait moved so, [F, 3, L, L] of -1..1."""
         acting = video.acting.part(slice(start, start + len(heard)))
         lids = self._put(acting.lids)[None]
         head, pictures = None, None
@@ -129,10 +130,11 @@ class ClipConditions:
 
     def seen(self, portrait: Portrait) -> SeenPortrait:
         """What of a portrait all clips of a video share."""
-        picture = portrait_pixels(portrait)
+        picture, shown = pixels(portrait.picture), pixels(portrait.shown)
         points = torch.from_numpy(portrait.face_points).float()[None]
         return SeenPortrait(
             picture=upload(picture, self.device),
+            shown=upload(shown, self.device),
             mask=self._put(portrait.mask)[None, None],
             points=upload(points, self.device),
             # Of the portrait's own lips only the width is theirs to keep.
@@ -165,17 +167,18 @@ class ClipConditions:
         config, box = self.config, video.portrait.face_box
         field = head_flow(moves, box, config.picture_size, config.latent_size)
         flow = upload(torch.from_numpy(field), self.device)[None]
-        (pictures,), eyes = moved_pictures(video.seen.picture, flow, face)
+        seen = video.seen
+        (pictures,), eyes, (shown,) = moved_pictures(seen.picture, flow, face, seen.shown)
         with self.at_work(self.model.autoencoder):
             latents = self.model.autoencoder.encode(pictures.to(self.dtype))
         on = torch.tensor([float(branch.reference) for branch in video.branches])
         on = upload(on.to(self.dtype), self.device)[:, None, None, None, None]
-        return Head(flow.expand(len(on), -1, -1, -1, -1), on * latents, on * eyes), pictures
+        return Head(flow.expand(len(on), -1, -1, -1, -1), on * latents, on * eyes), shown
 
 
-def portrait_pixels(portrait: Portrait) -> Tensor:
-    """The portrait on the host, [1, 3, S, S] in -1..1."""
-    return torch.from_numpy(portrait.picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+def pixels(picture: np.ndarray) -> Tensor:
+    """A picture [S, S, 3] of bytes as networks take it, [1, 3, S, S] in -1..1."""
+    return torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def windows(frames: Tensor, count: int) -> Tensor:

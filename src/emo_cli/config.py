@@ -130,7 +130,8 @@ class ModelConfig:
 
     format: int
     name: str
-    picture_size: int
+    picture_size: int  # side of what the networks see and draw
+    frame_size: int  # side of the finished frames; larger where a model is shown its portrait moved
     fps: int
     clip_frames: int
     motion_frames: int

@@ -160,6 +160,7 @@ class Engine:
         picture = prepare_portrait(
             portrait,
             size=self.config.picture_size,
+            shown_size=self.config.frame_size,
             face=options.face,
             face_region=options.face_region,
         )

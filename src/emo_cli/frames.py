@@ -1,6 +1,6 @@
 """From latents to finished frames, which a GPU decodes while the host already does other work.
 
-Shapes: F frames, M motion frames, C latent channels, H W latent size, S picture size.
+Shapes: F frames, M motion frames, C latent channels, H W latent size, S picture size, L frame size.
 """
 
 from __future__ import annotations
@@ -58,30 +58,37 @@ def start_decoding(
     moved: MovedPortrait | None = None,
     slice_size: int | None = None,
 ) -> Callable[[], np.ndarray]:
-    """Latents [F, C, H, W] -> a call that waits for the frames, uint8 [F, S, S, 3].
+    """Latents [F, C, H, W] -> a call that waits for the frames, uint8 [F, L, L, 3].
 
-    moved: what they were to show; slice_size: so many frames at a time, None: as many as are
-    fastest on the device.
+    moved: what they were to show, for others L is S; slice_size: so many frames at a time, None: as
+    many as are fastest on the device.
     """
-    if slice_size is None and latents.device.type == "cpu":
-        slice_size = CPU_DECODE_SLICE
-    pictures = autoencoder.decode(latents, slice_size=slice_size).float()
-    if moved is not None:
-        seen = autoencoder.decode(moved.latents[: len(latents)], slice_size=slice_size)
-        pictures = pictures + lost_detail(latents, moved, seen.float())
-    pixels = (pictures.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-    arrived = download(pixels.permute(0, 2, 3, 1).contiguous())
+    if slice_size is None:
+        slice_size = CPU_DECODE_SLICE if latents.device.type == "cpu" else len(latents)
+    parts = []
+    for start in range(0, len(latents), slice_size):
+        part = latents[start : start + slice_size]
+        pictures = autoencoder.decode(part).float()
+        if moved is not None:
+            seen, shown = (x[start : start + len(part)] for x in (moved.latents, moved.pictures))
+            pictures = with_detail(pictures, part, shown, seen, autoencoder.decode(seen).float())
+        parts.append((pictures.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8))
+    arrived = download(torch.cat(parts).permute(0, 2, 3, 1).contiguous())
     return lambda: arrived().numpy()
 
 
-def lost_detail(latents: Tensor, moved: MovedPortrait, seen: Tensor) -> Tensor:
-    """What an autoencoder loses of a moved portrait, [F, 3, S, S], where latents are still its own.
+def with_detail(
+    pictures: Tensor, latents: Tensor, shown: Tensor, seen: Tensor, decoded: Tensor
+) -> Tensor:
+    """Pictures [F, 3, S, S] of latents as large as `shown` [F, 3, L, L], with all of its detail
+    where the latents are still its own.
 
-    A small autoencoder smooths hair, skin and writing that the portrait has; what the network has
-    drawn, as lips that speak, stays as it is. seen: the portrait's latents, decoded.
+    A small autoencoder smooths hair, skin and writing that the moved portrait has; what the network
+    has drawn, as lips that speak, stays as it is. seen: the portrait's latents; decoded: of these.
     """
-    count, side = len(latents), seen.shape[-1]
-    beside = (latents.float() - moved.latents[:count].float()).square().mean(1, keepdim=True).sqrt()
+    beside = (latents.float() - seen.float()).square().mean(1, keepdim=True).sqrt()
     own = ((DRAWN - beside) / (DRAWN - SAME)).clamp(0, 1)
-    own = F.interpolate(own, (side, side), mode="bilinear")
-    return own * (moved.pictures[:count] - seen)
+    drawn = pictures - F.interpolate(own, decoded.shape[-2:], mode="bilinear") * decoded
+    if shown.shape[-1] != drawn.shape[-1]:
+        drawn = F.interpolate(drawn, shown.shape[-2:], mode="bicubic")
+    return drawn + F.interpolate(own, shown.shape[-2:], mode="bilinear") * shown

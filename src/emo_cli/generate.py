@@ -55,7 +55,7 @@ def make_video(engine: Engine, request: Request) -> dict[str, Any]:
 def _write_clips(
     engine: Engine, video: Video, work: WorkFolder, request: Request, prepare_s: float
 ) -> dict[str, Any]:
-    size = engine.config.picture_size
+    size = len(video.portrait.shown)
     started, seconds = time.perf_counter(), []
     with (
         VideoWriter(work, size=(size, size), fps=engine.config.fps) as writer,
@@ -107,7 +107,8 @@ def _report(
     """What OUT.json says: how to make the same video again, and how long it took."""
     from emo_cli.device import peak_device_mib  # imports torch
 
-    config = engine.config
+    config, size = engine.config, len(video.portrait.shown)
+    scale = size / config.picture_size
     options = dataclasses.asdict(request.options) | dataclasses.asdict(video.sampling)
     return {
         "video": str(request.out),
@@ -123,9 +124,9 @@ def _report(
         "low_vram": engine.low_vram,
         "frames": video.num_frames,
         "fps": config.fps,
-        "size": [config.picture_size, config.picture_size],
+        "size": [size, size],
         "duration_s": round(video.sound.duration_s, 6),
-        "face_box": [round(value, 1) for value in video.portrait.face_box],
+        "face_box": [round(value * scale, 1) for value in video.portrait.face_box],
         "crop": list(video.portrait.crop),
         "timings": timings,
         "peak_device_mib": peak_device_mib(engine.device),

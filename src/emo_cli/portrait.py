@@ -40,13 +40,15 @@ REGION_HINT = "--face-region takes box, wide, tall, all, or X0,Y0,X1,Y1 in pixel
 class Portrait:
     """The portrait as the model takes it.
 
-    `picture` [S, S, 3] uint8 RGB; `mask` [S, S] float32, 1 inside the face region, else 0;
-    `face_box` and `face_points` [18, 3] (`face_points.FACE_POINTS`) in pixels of `picture`;
-    `crop` (x0, y0, x1, y1) in pixels of the source, always a square inside it; `num_faces` found, 0
-    where the region was given in pixels; `notes` are lines to tell the user.
+    `picture` [S, S, 3] uint8 RGB, and `shown` [L, L, 3], the same as large as the frames are;
+    `mask` [S, S] float32, 1 inside the face region, else 0; `face_box` and `face_points` [18, 3]
+    (`face_points.FACE_POINTS`) in pixels of `picture`; `crop` (x0, y0, x1, y1) in pixels of the
+    source, always a square inside it; `num_faces` found, 0 where the region was given in pixels;
+    `notes` are lines to tell the user.
     """
 
     picture: np.ndarray
+    shown: np.ndarray
     mask: np.ndarray
     face_box: Box
     face_points: np.ndarray
@@ -55,9 +57,12 @@ class Portrait:
     notes: tuple[str, ...]
 
 
-def prepare_portrait(path: Path, *, size: int, face: int | None, face_region: str) -> Portrait:
+def prepare_portrait(
+    path: Path, *, size: int, face: int | None, face_region: str, shown_size: int = 0
+) -> Portrait:
     """The square around the face, scaled to `size`, never stretched, and its region mask.
 
+    `shown_size`: of the frames; 0: the same.
     `face` counts from 1, the largest first; `face_region` as `parse_region` reads it. Raises:
     EmoError for an unreadable picture, no face, a face that is not there, a wrong region.
     """
@@ -83,8 +88,10 @@ def prepare_portrait(path: Path, *, size: int, face: int | None, face_region: st
         points = usual_points(face_box)
     crop = _crop(picture, face_box, mask_box if num_faces == 0 else face_box)
     notes += _framing_notes(crop, face_box, size)
+    small = _resize(picture, crop, size)
     return Portrait(
-        picture=_resize(picture, crop, size),
+        picture=small,
+        shown=small if shown_size in (0, size) else _resize(picture, crop, shown_size),
         mask=_mask(mask_box, crop, size),
         face_box=_in_crop(face_box, crop, size),
         face_points=_points_in_crop(points, crop, size),

@@ -18,6 +18,7 @@ FULL = ModelConfig(
     format=FORMAT,
     name="full",
     picture_size=512,
+    frame_size=512,
     fps=25,
     clip_frames=12,
     motion_frames=4,
@@ -104,6 +105,7 @@ MINI = dataclasses.replace(
     FULL,
     name="mini",
     picture_size=256,
+    frame_size=512,
     unet=UNetConfig(
         widths=(64, 128, 128),
         layers_per_block=1,

@@ -68,6 +68,7 @@ def _example(engine: Engine, dataset: ClipDataset, index: int, *, hears: bool) -
     size = len(reference)
     portrait = Portrait(
         picture=reference,
+        shown=reference,
         mask=union_mask(labels.boxes, size),
         face_box=cast(Any, tuple(labels.boxes[0].tolist())),
         face_points=labels.landmarks[0][FACE_POINTS],
