@@ -24,6 +24,7 @@ from emo_cli.errors import EmoError
 from emo_cli.face_flow import FaceMoves
 from emo_cli.face_points import eye_axes, lip_shape
 from emo_cli.files import sha256_of
+from emo_cli.generate import Request, make_video
 from emo_cli.head_flow import head_flow, moved_pictures
 from emo_cli.head_path import head_path
 from emo_cli.model.gestures import Gestures, Head
@@ -31,6 +32,7 @@ from emo_cli.model.load import SUMS, load_model
 from emo_cli.mouth import light_on
 from emo_cli.portrait import mask_box
 from emo_cli.quality import resolve
+from emo_cli.raw_video import read_frames
 
 FEW_STEPS = GenerateOptions(steps=2, face_region="100,50,400,450")  # needs no face detection
 
@@ -80,6 +82,22 @@ def test_a_resumed_video_equals_the_uninterrupted_one(engine, portrait, sound, f
     first = next(engine.clips(video))
     rest = list(engine.clips(video, first=1, motion=first.motion))
     assert np.array_equal(np.concatenate([clip.frames for clip in rest]), frames[12:])
+
+
+def test_frames_may_be_larger_than_what_the_networks_see(portrait, sound, frames, tmp_path):
+    larger = dataclasses.replace(SMALL_MINI, frame_size=128)
+    engine = Engine(save_small(tmp_path / "model", larger), device="cpu", dtype="fp32")
+    shown = frames_of(engine, portrait, sound)
+    assert shown.shape == (33, 128, 128, 3)
+    smaller = shown.reshape(33, 64, 2, 64, 2, 3).mean((2, 4))
+    assert np.abs(smaller - frames).mean() < 5
+    out = tmp_path / "a.mp4"
+    request = Request(portrait=portrait, audio=sound, out=out, options=FEW_STEPS,
+                      overwrite=False, resume=False, quiet=True)  # fmt: skip
+    report = make_video(engine, request)
+    box = np.array(engine.prepare(portrait, sound, tmp_path, FEW_STEPS).portrait.face_box)
+    assert report["size"] == [128, 128] and np.allclose(report["face_box"], 2 * box, atol=0.1)
+    assert next(iter(read_frames(out, 0, 1))).shape == (128, 128, 3)
 
 
 def test_motion_frames_change_the_next_clip(engine, portrait, sound, frames, tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from small_models import SMALL_MINI, randomised
 
 from emo_cli.conditions import MovedPortrait
@@ -35,6 +36,20 @@ def test_a_portrait_that_was_not_redrawn_keeps_what_the_autoencoder_loses(autoen
     assert np.abs(plain.astype(int) - frames).mean() > 5
     # As long as the clip, which may be cut.
     assert np.array_equal(start_decoding(autoencoder, moved.latents[:2], moved=moved)(), frames[:2])
+
+
+def test_frames_are_as_large_as_what_is_shown(autoencoder, moved):
+    generator = torch.Generator().manual_seed(2)
+    shown = torch.rand(3, 3, 2 * SIDE, 2 * SIDE, generator=generator) - 0.5
+    larger = moved._replace(pictures=shown)
+    assert np.array_equal(
+        start_decoding(autoencoder, moved.latents, moved=larger)(), as_bytes(shown)
+    )
+    redrawn = moved.latents + 1.1 * DRAWN  # nothing is left of what was to be shown
+    with torch.no_grad():
+        expected = F.interpolate(autoencoder.decode(redrawn), scale_factor=2, mode="bicubic")
+    frames = start_decoding(autoencoder, redrawn, moved=larger)()
+    assert np.abs(frames.astype(int) - as_bytes(expected.clamp(-1, 1))).max() <= 1
 
 
 def test_what_was_drawn_stays_and_between_both_is_a_mixture(autoencoder, moved):

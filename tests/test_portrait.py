@@ -388,6 +388,19 @@ def test_a_64_px_portrait_is_enlarged_and_said_so(person, tmp_path):
     assert "larger picture" in " ".join(found.notes)
 
 
+def test_frames_show_the_same_crop_larger_and_how_large_is_said(person, tmp_path):
+    file = saved(person, tmp_path / "a.png")
+    usual = prepare_portrait(file, size=64, face=None, face_region="box")
+    assert usual.shown is usual.picture and not usual.notes
+    found = prepare_portrait(file, size=64, face=None, face_region="box", shown_size=4096)
+    assert found.crop == usual.crop and found.face_box == usual.face_box
+    assert np.array_equal(found.picture, usual.picture)
+    assert found.shown.shape == (4096, 4096, 3)
+    assert "enlarged to 4096" in " ".join(found.notes)
+    smaller = np.array(Image.fromarray(found.shown).resize((64, 64), Image.Resampling.BOX))
+    assert np.abs(smaller.astype(int) - usual.picture).mean() < 2
+
+
 def test_face_box_and_crop_agree_in_pixels(person, person_box, tmp_path):
     found = prepared(saved(person, tmp_path / "a.png"), size=256)
     x0, y0, x1, y1 = found.crop

@@ -87,7 +87,7 @@ def prepare_portrait(
         face_box = _shrink(mask_box, *GROWTH["box"])
         points = usual_points(face_box)
     crop = _crop(picture, face_box, mask_box if num_faces == 0 else face_box)
-    notes += _framing_notes(crop, face_box, size)
+    notes += _framing_notes(crop, face_box, shown_size or size)
     small = _resize(picture, crop, size)
     return Portrait(
         picture=small,
