@@ -118,7 +118,9 @@ def _fetch(still: Tensor, at: Tensor) -> Tensor:
     size, side = at.shape[1], still.shape[-1]
     place = at
     if side != size:
-        beside = _enlarged((at - _grid(size, at.device)).movedim(-1, 1), side).movedim(1, -1)
+        # Not smoothly: between lips, or lids, that lie on each other are teeth, or an eye.
+        beside = (at - _grid(size, at.device)).movedim(-1, 1)
+        beside = F.interpolate(beside, (side, side), mode="nearest-exact").movedim(1, -1)
         place = _grid(side, at.device) + side / size * beside
     stills, place = still.expand(len(at), -1, -1, -1), place * (2 / side) - 1
     return F.grid_sample(stills, place, "bicubic", padding_mode="border", align_corners=False)
