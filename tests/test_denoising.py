@@ -112,7 +112,7 @@ def test_conditions_reach_the_networks_as_at_inference():
             picture = batch["reference"][i : i + 1].permute(0, 3, 1, 2) / 127.5 - 1
             told = [batch[n][i : i + 1] for n in TOLD]
             face = FaceMoves(*told, light=light_on(picture, told[0]))
-            shown, eyes, _ = moved_pictures(picture, flow, face)
+            shown, eyes = moved_pictures(picture, flow, face)
             moved = module.frozen[0].encode(shown[0])[None]
             gestures = Gestures(batch["lids"][i : i + 1], Head(flow, moved, eyes))
             clip = backbone.prepare_clip(audio, motion, speed, gestures)
@@ -129,7 +129,7 @@ def test_without_its_picture_the_reference_is_moved_as_the_autoencoder_shows_it(
         autoencoder = module.frozen[0]
         pictures, told = autoencoder.decode(portrait), [batch[name] for name in TOLD]
         face = FaceMoves(*told, light=light_on(pictures, told[0]))
-        pictures, at_eyes, _ = moved_pictures(pictures, batch["flow"], face)
+        pictures, at_eyes = moved_pictures(pictures, batch["flow"], face)
         expected = autoencoder.encode(pictures[0])[None]
     flow, moved, eyes = module._head(batch, portrait, keep)
     assert torch.equal(eyes, at_eyes) and 0 < eyes.mean() < 0.5

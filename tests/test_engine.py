@@ -198,7 +198,7 @@ def test_each_clip_is_told_its_part_of_the_heads_path_and_what_the_sounds_lips_d
     gaze = torch.from_numpy(acting.gaze @ eye_axes(points).T).float()[None]
     points = torch.from_numpy(points)[None]
     face = FaceMoves(points, lips, lids, brows, gaze, light_on(picture, points))
-    pictures, at_eyes, _ = moved_pictures(picture, expected, face)
+    pictures, at_eyes = moved_pictures(picture, expected, face)
     moved, eyes = (torch.cat([head[i] for head in told], 1) for i in (1, 2))
     latents = engine.model.autoencoder.encode(pictures[0])
     torch.testing.assert_close(moved[0], latents, atol=1e-5, rtol=1e-4)

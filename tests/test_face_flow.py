@@ -331,3 +331,15 @@ def test_a_face_of_which_only_the_box_is_known_is_a_usual_one(shared_data):
     assert usual.shape == (18, 3) and not usual[:, 2].any()
     assert np.abs(found - usual[:, :2]).max() < 0.08 * face.height
     assert len(EYES[0]) == len(EYES[1]) == 5
+
+
+def test_a_face_moves_in_a_larger_picture_as_in_a_smaller_one():
+    face = face_of(SHUT, gap=20.0, lids=0.5, lift=3.0, gaze=(2.0, 0.0))
+    axis = torch.arange(2 * SIDE) + 0.5
+    finer = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)[None, None]
+    small, large = move_face(grid(), face), move_face(finer, face.in_picture(2))
+    middle = torch.nn.functional.avg_pool2d(large.at[0].movedim(-1, 1), 2)[0].movedim(0, -1) / 2
+    near = (middle - small.at[0, 0]).abs().amax(-1)
+    assert (near < 0.05).float().mean() > 0.97 and (near < 1).float().mean() > 0.995  # not at edges
+    cover = torch.nn.functional.avg_pool2d(large.inside.cover[0], 2)[0]
+    assert (cover - small.inside.cover[0, 0]).abs().mean() < 2e-3

@@ -167,13 +167,18 @@ class ClipConditions:
         config, box = self.config, video.portrait.face_box
         field = head_flow(moves, box, config.picture_size, config.latent_size)
         flow = upload(torch.from_numpy(field), self.device)[None]
-        seen = video.seen
-        (pictures,), eyes, (shown,) = moved_pictures(seen.picture, flow, face, seen.shown)
+        picture, shown = video.seen.picture, video.seen.shown
+        (pictures,), eyes = moved_pictures(picture, flow, face)
         with self.at_work(self.model.autoencoder):
             latents = self.model.autoencoder.encode(pictures.to(self.dtype))
         on = torch.tensor([float(branch.reference) for branch in video.branches])
         on = upload(on.to(self.dtype), self.device)[:, None, None, None, None]
-        return Head(flow.expand(len(on), -1, -1, -1, -1), on * latents, on * eyes), shown
+        head = Head(flow.expand(len(on), -1, -1, -1, -1), on * latents, on * eyes)
+        larger = shown.shape[-1] / picture.shape[-1]
+        if larger != 1:
+            face = face and face.in_picture(larger)
+            (pictures,), _ = moved_pictures(shown, flow, face)
+        return head, pictures
 
 
 def pixels(picture: np.ndarray) -> Tensor:

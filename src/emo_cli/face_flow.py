@@ -47,6 +47,19 @@ class FaceMoves(NamedTuple):
     gaze: Tensor  # [B, F, 2], moves of the irises along the eyes and down, of the eyes
     light: Light  # that falls on the portrait
 
+    def part(self, frames: slice) -> FaceMoves:
+        """The same in some of the frames."""
+        return self._replace(
+            lips=self.lips[:, frames],
+            lids=self.lids[:, frames],
+            brows=self.brows[:, frames],
+            gaze=self.gaze[:, frames],
+        )
+
+    def in_picture(self, times: float) -> FaceMoves:
+        """The same in a picture so many times as large."""
+        return self._replace(points=times * self.points)
+
 
 class Inside(NamedTuple):
     """What lies between the lips and is not the portrait's."""

@@ -26,7 +26,7 @@ Array = NDArray[np.floating]
 # Of the face box's width and height, around its middle: how far the skull with its hair reaches,
 # and the face's depth before the ears.
 HALF_WIDTH, ABOVE, BELOW, DEPTH = 0.65, 0.75, 0.58, 0.55
-FETCHED = 4  # frames at a time, whose pixels a CPU's caches hold
+FRAMES_AT_ONCE = 2  # whose pixels a CPU's caches hold
 FADES_UNTIL = 1.3  # of the skull's radius: beyond it nothing follows the head
 
 
@@ -70,70 +70,44 @@ class Moved(NamedTuple):
 
     pictures: Tensor  # [B, T, 3, S, S] of -1..1
     eyes: Tensor  # [B, T, 1, H, W] 0..1, where the picture is all that there is to draw
-    shown: Tensor  # [B, T, 3, L, L], as large as the frames
 
 
-def moved_pictures(
-    pictures: Tensor, flow: Tensor, face: FaceMoves | None = None, shown: Tensor | None = None
-) -> Moved:
+def moved_pictures(pictures: Tensor, flow: Tensor, face: FaceMoves | None = None) -> Moved:
     """Each picture [B, 3, S, S] of -1..1 moved by its field [B, T, 2, H, W].
 
-    face: what the face of each has done besides; shown: the same pictures [B, 3, L, L], if frames
-    are of another size.
+    face: what the face of each has done besides, in pixels of S.
     """
+    pictures, count = pictures.float(), flow.shape[1]
+    at_once = FRAMES_AT_ONCE if flow.is_cpu else count
+    parts = []
+    for start in range(0, count, at_once):
+        frames = slice(start, start + at_once)
+        moves = None if face is None else face.part(frames)
+        parts.append(_moved(pictures, flow[:, frames], moves))
+    moved, eyes = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+    return Moved(moved, eyes)
+
+
+def _moved(pictures: Tensor, flow: Tensor, face: FaceMoves | None) -> Moved:
     (batch, frames), size = flow.shape[:2], pictures.shape[-1]
     fine = F.interpolate(flow.flatten(0, 1).float(), (size, size), mode="bilinear")
-    at = _grid(size, flow.device) + size / flow.shape[-1] * fine.movedim(1, -1)
-    over, eyes = None, torch.zeros_like(flow[:, :, :1])
+    axis = torch.arange(size, device=flow.device) + 0.5
+    step = size / flow.shape[-1]
+    at = torch.stack([axis + step * fine[:, 0], axis[:, None] + step * fine[:, 1]], -1)
+    moved = None
     if face is not None:
         moved = move_face(at.unflatten(0, (batch, frames)), face)
-        at, inside = moved.at.flatten(0, 1), moved.inside
-        colour = 2 * face.light.on(inside.colour) - 1
-        over = torch.cat([colour, inside.cover[..., None]], -1).flatten(0, 1).movedim(-1, 1)
-        height, width = flow.shape[-2:]
-        eyes = F.adaptive_avg_pool2d(moved.eyes, (height, width))[:, :, None]
-
-    def fetched(stills: Tensor) -> Tensor:
-        """Each from where its places come from, with what lies over it."""
-        stills = stills.float()
-        low, high = stills.amin(), stills.amax()  # bicubic sampling overshoots at edges
-        parts = []
-        for index in range(batch):
-            of_clip = range(index * frames, (index + 1) * frames)
-            for start in of_clip[::FETCHED]:
-                part = slice(start, min(start + FETCHED, of_clip.stop))
-                found = _fetch(stills[index], at[part]).clamp(low, high)
-                if over is not None:
-                    colours, cover = _enlarged(over[part], found.shape[-1]).split((3, 1), 1)
-                    found = torch.lerp(found, colours, cover)
-                parts.append(found)
-        return torch.cat(parts).unflatten(0, (batch, frames))
-
-    small = fetched(pictures)
-    return Moved(small, eyes, small if shown is None else fetched(shown))
-
-
-def _fetch(still: Tensor, at: Tensor) -> Tensor:
-    """A picture [3, L, L] at places [N, S, S, 2] of a smaller one, as large as it is."""
-    size, side = at.shape[1], still.shape[-1]
-    place = at
-    if side != size:
-        # Not smoothly: between lips, or lids, that lie on each other are teeth, or an eye.
-        beside = (at - _grid(size, at.device)).movedim(-1, 1)
-        beside = F.interpolate(beside, (side, side), mode="nearest-exact").movedim(1, -1)
-        place = _grid(side, at.device) + side / size * beside
-    stills, place = still.expand(len(at), -1, -1, -1), place * (2 / side) - 1
-    return F.grid_sample(stills, place, "bicubic", padding_mode="border", align_corners=False)
-
-
-def _grid(side: int, device: torch.device) -> Tensor:
-    """The middles of pixels, [S, S, 2] (x, y)."""
-    axis = torch.arange(side, device=device) + 0.5
-    return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
-
-
-def _enlarged(maps: Tensor, side: int) -> Tensor:
-    """Maps [N, C, S, S] as [N, C, side, side]."""
-    if maps.shape[-1] == side:
-        return maps
-    return F.interpolate(maps, (side, side), mode="bilinear")
+        at = moved.at.flatten(0, 1)
+    still = pictures.repeat_interleave(frames, 0)
+    place = at * (2 / size) - 1
+    fetched = F.grid_sample(
+        still, place, mode="bicubic", padding_mode="border", align_corners=False
+    )
+    low, high = still.amin(), still.amax()  # bicubic sampling overshoots at edges
+    fetched = fetched.clamp(low, high).unflatten(0, (batch, frames))
+    if face is None or moved is None:
+        return Moved(fetched, torch.zeros_like(flow[:, :, :1]))
+    colour = 2 * face.light.on(moved.inside.colour) - 1
+    fetched = torch.lerp(fetched, colour.movedim(-1, 2), moved.inside.cover[:, :, None])
+    height, width = flow.shape[-2:]
+    return Moved(fetched, F.adaptive_avg_pool2d(moved.eyes, (height, width))[:, :, None])

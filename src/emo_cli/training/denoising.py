@@ -192,7 +192,7 @@ class DenoisingLoss(nn.Module):
             points = batch["face_points"]
             told = {name: batch[name] for name in ("lips", "lids", "brows", "gaze")}
             face = FaceMoves(points=points, light=light_on(pictures, points), **told)
-        pictures, eyes, _ = moved_pictures(pictures, flow, face)
+        pictures, eyes = moved_pictures(pictures, flow, face)
         moved = fold_frames(pictures).to(portrait)
         latents = torch.cat([autoencoder.encode(part) for part in moved.split(ENCODE_SLICE)])
         latents = unfold_frames(latents, flow.shape[1]).to(portrait)
