@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +14,7 @@ import numpy as np
 from PIL import Image
 from quality_measures import PictureReading
 
+import emo_cli
 from emo_cli.config import GenerateOptions
 from emo_cli.engine import Engine
 from emo_cli.faces import FaceFinder
@@ -108,8 +111,17 @@ class Watcher:
         )
 
 
+@functools.cache
+def code_digest() -> str:
+    """Of the package's source files."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(emo_cli.__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 class Studio:
-    """Makes videos in a folder, unless the same model made the same ones there before."""
+    """Makes videos in a folder, unless the same code and model made the same ones there before."""
 
     def __init__(self, engine: Engine, folder: Path, watcher: Watcher, **options: Any) -> None:
         self.engine = engine
@@ -137,6 +149,8 @@ class Studio:
             quiet=True,
         )
         made_of = {
+            "code": code_digest(),
+            "dtype": str(self.engine.dtype),
             "model": self.engine.digest + variant,
             "portrait": sha256_of(portrait),
             "sound": sha256_of(sound),
