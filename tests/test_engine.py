@@ -554,11 +554,12 @@ def test_a_missing_tensor_is_refused_by_name(folder):
         ({"format": 99}, "format 99"),
         ({"fps": "many"}, "config.json.fps"),
         ({"surprise": 1}, "'surprise' is not known"),
+        (vars(SMALL_FULL) | {"frame_size": 128}, "frame_size is 128, picture_size 64"),
     ],
 )
 def test_a_wrong_config_is_refused(folder, change, message):
     config = json.loads((folder / "config.json").read_text()) | change
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config, default=dataclasses.asdict))
     with pytest.raises(EmoError, match=message):
         Engine(folder, device="cpu")
 

@@ -235,4 +235,10 @@ def read_model_config(path: Path) -> ModelConfig:
             f"{path} has format {values.get('format')!r}; this emo reads {FORMAT}",
             "Upgrade emo-cli, or train the model again.",
         )
-    return from_dict(ModelConfig, values, path.name)
+    config: ModelConfig = from_dict(ModelConfig, values, path.name)
+    if config.frame_size != config.picture_size and not config.unet.told_head:
+        raise EmoError(
+            f"{path.name}.frame_size is {config.frame_size}, picture_size {config.picture_size}",
+            "Only frames of a model that is told its head can be larger than its pictures.",
+        )
+    return config

@@ -26,8 +26,9 @@ Array = NDArray[np.floating]
 # Of the face box's width and height, around its middle: how far the skull with its hair reaches,
 # and the face's depth before the ears.
 HALF_WIDTH, ABOVE, BELOW, DEPTH = 0.65, 0.75, 0.58, 0.55
-FRAMES_AT_ONCE = 2  # whose pixels a CPU's caches hold
 FADES_UNTIL = 1.3  # of the skull's radius: beyond it nothing follows the head
+
+FRAMES_AT_ONCE = 2  # whose pixels a CPU's caches hold
 
 
 class HeadMoves(NamedTuple):
