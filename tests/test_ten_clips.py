@@ -93,7 +93,7 @@ def test_ten_raw_clips_of_shared_data_go_through_all_stages_to_a_video(
         assert cli.run(words) == 0, shlex.join(words)
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
-        assert (stream.width, stream.height) == (256, 256)
+        assert (stream.width, stream.height) == (512, 512)
         assert sum(1 for _ in container.decode(stream)) == 15
     for stage in ("image", "video", "speed"):
         assert list((tmp_path / "runs" / stage / "previews").glob("*.png"))
