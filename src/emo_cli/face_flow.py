@@ -34,6 +34,7 @@ BROW = (0.9, 1.8)  # of half an eye's width from its middle: a brow as a whole; 
 # Of half an eye's width: how far an eye with its lids and its brow reaches to the sides, up and
 # down; where the middle of that is, below the eye's; over how much of it it fades; and all of it.
 EYE, EYE_FADES, EYE_REACH = (1.3, 1.2, -0.2), 0.5, 2.0
+EVERY = 4  # pixels: so finely the parts of a picture that move are sought
 FOREHEAD = 1.2  # of a brow's height above the eye: over that the forehead gathers
 
 
@@ -64,7 +65,7 @@ class FaceMoves(NamedTuple):
 class Inside(NamedTuple):
     """What lies between the lips and is not the portrait's."""
 
-    colour: Tensor  # [B, F, S, S, 3] RGB of 0..1, in a light of 1
+    colour: Tensor  # [B, F, S, S, 3] RGB of 0..1, in the light of the portrait
     cover: Tensor  # [B, F, S, S] 0..1, how much of each place it takes
 
 
@@ -132,7 +133,8 @@ def move_face(at: Tensor, face: FaceMoves) -> MovedFace:
     part = _around(at, axes.centre, 2.4 * torch.maximum(axes.half, axes.height(chin) / 1.3))
     mouth = _mouth(at[part], axes, (upper, lower), gap, wider, eyes)
     moved[part] += _lips(mouth, axes, chin, nose)
-    inside.colour[part], inside.cover[part] = _inside(mouth)
+    colour, inside.cover[part] = _inside(mouth)
+    inside.colour[part] = face.light.on(colour)
     left_eye, right_eye = points[LEFT_EYE:RIGHT_EYE], points[RIGHT_EYE:LEFT_IRIS]
     for corners, (above, below, brow) in (
         (left_eye[:2], left_eye[2:]),
@@ -152,11 +154,13 @@ def _around(at: Tensor, centre: Tensor, reach: Tensor) -> tuple[slice, ...]:
     moves. A GPU moves the whole picture sooner than the host has asked it for that part."""
     if not at.is_cpu:
         return (slice(None),) * 4
-    near = ((at - centre).abs().amax(-1) <= reach).flatten(0, 1).any(0)
+    few = at[:, :, ::EVERY, ::EVERY]
+    near = ((few - centre).abs().amax(-1) <= reach).flatten(0, 1).any(0)
     sides = []
     for lines in (near.any(1), near.any(0)):
-        seen = lines.nonzero()
-        sides.append(slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, 0))
+        seen = EVERY * lines.nonzero()
+        first, last = (int(seen[0]), int(seen[-1])) if len(seen) else (0, -2 * EVERY)
+        sides.append(slice(max(0, first - EVERY), max(0, last + EVERY)))
     return (slice(None), slice(None), *sides)
 
 

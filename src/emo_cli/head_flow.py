@@ -108,7 +108,7 @@ def _moved(pictures: Tensor, flow: Tensor, face: FaceMoves | None) -> Moved:
     fetched = fetched.clamp(low, high).unflatten(0, (batch, frames))
     if face is None or moved is None:
         return Moved(fetched, torch.zeros_like(flow[:, :, :1]))
-    colour = 2 * face.light.on(moved.inside.colour) - 1
-    fetched = torch.lerp(fetched, colour.movedim(-1, 2), moved.inside.cover[:, :, None])
+    colour = (2 * moved.inside.colour - 1).movedim(-1, 2)
+    fetched = torch.lerp(fetched, colour, moved.inside.cover[:, :, None])
     height, width = flow.shape[-2:]
     return Moved(fetched, F.adaptive_avg_pool2d(moved.eyes, (height, width))[:, :, None])
