@@ -70,25 +70,24 @@ def start_decoding(
         part = latents[start : start + slice_size]
         pictures = autoencoder.decode(part).float()
         if moved is not None:
-            seen, shown = (x[start : start + len(part)] for x in (moved.latents, moved.pictures))
-            pictures = with_detail(pictures, part, shown, seen, autoencoder.decode(seen).float())
+            told, shown = (x[start : start + len(part)] for x in (moved.latents, moved.pictures))
+            pictures = with_detail(pictures, (part - told).float(), shown)
         parts.append((pictures.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8))
     arrived = download(torch.cat(parts).permute(0, 2, 3, 1).contiguous())
     return lambda: arrived().numpy()
 
 
-def with_detail(
-    pictures: Tensor, latents: Tensor, shown: Tensor, seen: Tensor, decoded: Tensor
-) -> Tensor:
-    """Pictures [F, 3, S, S] of latents as large as `shown` [F, 3, L, L], with all of its detail
-    where the latents are still its own.
+def with_detail(pictures: Tensor, beside: Tensor, shown: Tensor) -> Tensor:
+    """Decoded pictures [F, 3, S, S] where something was drawn, elsewhere what was to be shown, in
+    its size, [F, 3, L, L].
 
     A small autoencoder smooths hair, skin and writing that the moved portrait has; what the network
-    has drawn, as lips that speak, stays as it is. seen: the portrait's latents; decoded: of these.
+    has drawn, as lips that speak, stays as it is. beside: by how much the latents differ from the
+    portrait's, [F, C, H, W].
     """
-    beside = (latents.float() - seen.float()).square().mean(1, keepdim=True).sqrt()
-    own = ((DRAWN - beside) / (DRAWN - SAME)).clamp(0, 1)
-    drawn = pictures - F.interpolate(own, decoded.shape[-2:], mode="bilinear") * decoded
-    if shown.shape[-1] != drawn.shape[-1]:
-        drawn = F.interpolate(drawn, shown.shape[-2:], mode="bicubic")
-    return drawn + F.interpolate(own, shown.shape[-2:], mode="bilinear") * shown
+    far = beside.square().mean(1, keepdim=True).sqrt()
+    drawn = ((far - SAME) / (DRAWN - SAME)).clamp(0, 1)
+    drawn = F.interpolate(drawn, shown.shape[-2:], mode="bilinear")
+    if shown.shape[-1] != pictures.shape[-1]:
+        pictures = F.interpolate(pictures, shown.shape[-2:], mode="bicubic")
+    return torch.lerp(shown, pictures, drawn)
