@@ -76,7 +76,8 @@ class ClipConditions:
         motion: latents [1, M, C, H, W] that the clip before has left; None for the first.
         """
         config, count = self.config, len(video.branches)
-        before = int(motion is not None and config.unet.told_head)
+        joined = motion is not None and config.diffusion.join_frames > 0
+        before = int(joined and config.unet.told_head)
         window = 2 * config.window + 1
         speed = constant_speed(video.sampling.speed, config.clip_frames, window, self.device)
         heard = self.heard(video, planned.start - before, config.clip_frames + before)
