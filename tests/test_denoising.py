@@ -8,7 +8,7 @@ from small_models import SMALL_FULL, SMALL_MINI, randomised
 
 from emo_cli.face_flow import FaceMoves
 from emo_cli.face_points import usual_points
-from emo_cli.head_flow import moved_pictures
+from emo_cli.head_flow import moved_pictures, told_places
 from emo_cli.model.emo_model import EmoModel, part_of
 from emo_cli.model.gestures import Gestures, Head
 from emo_cli.mouth import light_on
@@ -112,9 +112,10 @@ def test_conditions_reach_the_networks_as_at_inference():
             picture = batch["reference"][i : i + 1].permute(0, 3, 1, 2) / 127.5 - 1
             told = [batch[n][i : i + 1] for n in TOLD]
             face = FaceMoves(*told, light=light_on(picture, told[0]))
-            shown, eyes = moved_pictures(picture, flow, face)
+            shown = moved_pictures(picture, flow, face).pictures
             moved = module.frozen[0].encode(shown[0])[None]
-            gestures = Gestures(batch["lids"][i : i + 1], Head(flow, moved, eyes))
+            head = Head(flow, moved, told_places(flow, picture.shape[-1], face))
+            gestures = Gestures(batch["lids"][i : i + 1], head)
             clip = backbone.prepare_clip(audio, motion, speed, gestures)
             alone = backbone(noisy[i : i + 1], steps[i : i + 1], video, clip)
             # The gate of random weights makes eight times as much of a rounding.
@@ -129,14 +130,15 @@ def test_without_its_picture_the_reference_is_moved_as_the_autoencoder_shows_it(
         autoencoder = module.frozen[0]
         pictures, told = autoencoder.decode(portrait), [batch[name] for name in TOLD]
         face = FaceMoves(*told, light=light_on(pictures, told[0]))
-        pictures, at_eyes = moved_pictures(pictures, batch["flow"], face)
+        beside_mouth = told_places(batch["flow"], pictures.shape[-1], face)
+        pictures = moved_pictures(pictures, batch["flow"], face).pictures
         expected = autoencoder.encode(pictures[0])[None]
-    flow, moved, eyes = module._head(batch, portrait, keep)
-    assert torch.equal(eyes, at_eyes) and 0 < eyes.mean() < 0.5
+    flow, moved, told = module._head(batch, portrait, keep)
+    assert torch.equal(told, beside_mouth) and 0 < told.mean() < 1
     torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(flow, batch["flow"])
     null = module._head(batch, portrait, 0 * keep)
-    assert not null.moved.any() and not null.eyes.any()
+    assert not null.moved.any() and not null.told.any()
 
 
 def test_windows_see_the_heads_maps_where_they_lie(monkeypatch):

@@ -25,7 +25,7 @@ from emo_cli.face_flow import FaceMoves
 from emo_cli.face_points import eye_axes, lip_shape
 from emo_cli.files import sha256_of
 from emo_cli.generate import Request, make_video
-from emo_cli.head_flow import head_flow, moved_pictures
+from emo_cli.head_flow import head_flow, moved_pictures, told_places
 from emo_cli.head_path import head_path
 from emo_cli.model.gestures import Gestures, Head
 from emo_cli.model.load import SUMS, load_model
@@ -198,12 +198,13 @@ def test_each_clip_is_told_its_part_of_the_heads_path_and_what_the_sounds_lips_d
     gaze = torch.from_numpy(acting.gaze @ eye_axes(points).T).float()[None]
     points = torch.from_numpy(points)[None]
     face = FaceMoves(points, lips, lids, brows, gaze, light_on(picture, points))
-    pictures, at_eyes = moved_pictures(picture, expected, face)
-    moved, eyes = (torch.cat([head[i] for head in told], 1) for i in (1, 2))
+    pictures = moved_pictures(picture, expected, face).pictures
+    beside_mouth = told_places(expected, picture.shape[-1], face)
+    moved, beside = (torch.cat([head[i] for head in told], 1) for i in (1, 2))
     latents = engine.model.autoencoder.encode(pictures[0])
     torch.testing.assert_close(moved[0], latents, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(eyes[0], at_eyes[0], atol=1e-5, rtol=1e-4)
-    assert not moved[1].any() and not eyes[1].any()  # the branch without the portrait
+    torch.testing.assert_close(beside[0], beside_mouth[0], atol=1e-5, rtol=1e-4)
+    assert not moved[1].any() and not beside[1].any()  # the branch without the portrait
 
 
 @torch.inference_mode()

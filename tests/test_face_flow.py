@@ -4,18 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from emo_cli.face_flow import (
-    BEHIND_TEETH,
-    BITE,
-    LOWER_SHARE,
-    OWN_BITE,
-    SHOWS_INSIDE,
-    FaceMoves,
-    move_face,
-)
+from emo_cli.eye_flow import LASHES
+from emo_cli.face_flow import FaceMoves, move_face, speaks
 from emo_cli.face_points import EYES, FACE_POINTS, eye_shape, lip_shape, usual_points
 from emo_cli.faces import find_faces
 from emo_cli.head_flow import moved_pictures
+from emo_cli.lip_flow import BEHIND_TEETH, BITE, LOWER_SHARE, OWN_BITE, SHOWS_INSIDE
 from emo_cli.mouth import Light, light_on
 
 SIDE = 128
@@ -138,6 +132,18 @@ def test_irises_are_hidden_by_lids_that_come_down():
     assert source(found, 40, 48.5) == pytest.approx(source(open_eyes, 40, 48.5), abs=0.05)
 
 
+def test_a_shut_lid_hides_the_whole_eye_and_only_lids_that_fall_cast_a_shadow():
+    found, over = places(lids=1.0), move_face(grid(), face_of(POINTS, lids=1.0)).over
+    for x in (30, 36, 42, 86, 92, 98):
+        lid = 50 + 4 * (1 - ((x - (36 if x < 64 else 92)) / 12) ** 2)  # where the lower one is
+        for y in (46, 48, 50):
+            assert source(found, x, y)[1] < 50 - (lid - 50) + 0.5  # above the open eye
+        assert source(found, x, lid)[1] < 50
+        assert 0.2 < over.cover[0, 0, round(lid), x] <= LASHES
+    assert not over.colour[0, 0, 40:60].any()
+    assert not move_face(grid(), face_of(POINTS)).over.cover[0, 0, 30:60].any()
+
+
 def test_brows_rise_and_the_eyes_below_them_rest():
     found = places(lift=3.0)
     for x in (36, 92):
@@ -190,18 +196,18 @@ SHUT[2:4, 1], PARTED[2, 1], PARTED[3, 1] = 90, 86, 98  # lips meet at 90, or 89
 
 def laid_over(gap, points):
     """Colours [S, S, 3] of a mouth's inside and how much they cover [S, S]; gap in pixels."""
-    inside = move_face(grid(), face_of(points, gap=gap)).inside
+    inside = move_face(grid(), face_of(points, gap=gap)).over
     return inside.colour[0, 0], inside.cover[0, 0]
 
 
-def test_eyes_lids_and_brows_are_marked_wherever_the_head_goes():
-    eyes = move_face(grid(), face_of(POINTS)).eyes[0, 0]
-    for x, y in (*LEFT, *RIGHT):
-        assert eyes[y, x] > 0.9
-    for x, y in (*MOUTH, (64, 50)):  # between them
-        assert eyes[y, x] < 0.1
-    moved = move_face(grid() + torch.tensor([3.0, -2.0]), face_of(POINTS)).eyes[0, 0]
-    torch.testing.assert_close(moved[10:100, 10:100], eyes[8:98, 13:103], atol=1e-5, rtol=0)
+def test_all_but_what_speaks_is_marked_as_told_wherever_the_head_goes():
+    told = 1 - speaks(grid(), face_of(POINTS))[0, 0]
+    for x, y in (*LEFT, *RIGHT, (64, 20), (3, 64), (125, 120)):
+        assert told[y, x] > 0.9
+    for x, y in (*MOUTH[:5], (64, 105)):
+        assert told[y, x] < 0.1
+    moved = 1 - speaks(grid() + torch.tensor([3.0, -2.0]), face_of(POINTS))[0, 0]
+    torch.testing.assert_close(moved[10:100, 10:100], told[8:98, 13:103], atol=1e-5, rtol=0)
 
 
 def test_beyond_the_part_of_the_picture_that_is_moved_nothing_would_move(monkeypatch):
@@ -215,8 +221,8 @@ def test_beyond_the_part_of_the_picture_that_is_moved_nothing_would_move(monkeyp
             moved = move_face(grid(), face)
         assert ((part.at - grid()).abs() > 1).any()
         torch.testing.assert_close(moved.at, part.at, atol=1e-3, rtol=0)  # pixels
-        torch.testing.assert_close(moved.inside.cover, part.inside.cover, atol=1e-3, rtol=0)
-        torch.testing.assert_close(moved.eyes, part.eyes, atol=1e-3, rtol=0)
+        for ours, whole in zip(part.over, moved.over, strict=True):
+            torch.testing.assert_close(ours, whole, atol=1e-3, rtol=0)
 
 
 def test_lips_that_were_shut_part_over_teeth_and_the_dark():
@@ -341,5 +347,5 @@ def test_a_face_moves_in_a_larger_picture_as_in_a_smaller_one():
     middle = torch.nn.functional.avg_pool2d(large.at[0].movedim(-1, 1), 2)[0].movedim(0, -1) / 2
     near = (middle - small.at[0, 0]).abs().amax(-1)
     assert (near < 0.05).float().mean() > 0.97 and (near < 1).float().mean() > 0.995  # not at edges
-    cover = torch.nn.functional.avg_pool2d(large.inside.cover[0], 2)[0]
-    assert (cover - small.inside.cover[0, 0]).abs().mean() < 2e-3
+    cover = torch.nn.functional.avg_pool2d(large.over.cover[0], 2)[0]
+    assert (cover - small.over.cover[0, 0]).abs().mean() < 2e-3

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from small_models import SMALL_MINI, randomised
 
 from emo_cli.conditions import MovedPortrait
-from emo_cli.frames import DRAWN, SAME, start_decoding
+from emo_cli.frames import DRAWN, SAME, start_decoding, with_detail
 from emo_cli.model.emo_model import EmoModel
+from emo_cli.model.load import EMBEDDED, load_model
 
 SIDE, PLACE = 64, 8
 
@@ -22,7 +23,8 @@ def autoencoder():
 @torch.no_grad()
 def moved(autoencoder):
     pictures = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) - 0.5
-    return MovedPortrait(pictures, autoencoder.encode(pictures), None)
+    made_up = torch.ones(3, 1, SIDE, SIDE)
+    return MovedPortrait(pictures, made_up, autoencoder.encode(pictures), None)
 
 
 def as_bytes(pictures):
@@ -41,7 +43,7 @@ def test_a_portrait_that_was_not_redrawn_keeps_what_the_autoencoder_loses(autoen
 def test_frames_are_as_large_as_what_is_shown(autoencoder, moved):
     generator = torch.Generator().manual_seed(2)
     shown = torch.rand(3, 3, 2 * SIDE, 2 * SIDE, generator=generator) - 0.5
-    larger = moved._replace(pictures=shown)
+    larger = moved._replace(pictures=shown, made_up=torch.ones(3, 1, 2 * SIDE, 2 * SIDE))
     assert np.array_equal(
         start_decoding(autoencoder, moved.latents, moved=larger)(), as_bytes(shown)
     )
@@ -52,7 +54,8 @@ def test_frames_are_as_large_as_what_is_shown(autoencoder, moved):
     assert np.abs(frames.astype(int) - as_bytes(expected.clamp(-1, 1))).max() <= 1
 
 
-def test_what_was_drawn_stays_and_between_both_is_a_mixture(autoencoder, moved):
+def test_what_was_drawn_stays_and_between_both_is_a_mixture(autoencoder, moved, monkeypatch):
+    monkeypatch.setattr(autoencoder, "reach", None)  # as for `plain`, to the last bit
     latents = moved.latents.clone()
     latents[:, :, :4] += 1.1 * DRAWN  # the upper half is drawn, in every channel
     mixed = start_decoding(autoencoder, latents, moved=moved)().astype(int)
@@ -66,3 +69,72 @@ def test_what_was_drawn_stays_and_between_both_is_a_mixture(autoencoder, moved):
         half = (autoencoder.decode(between) + moved.pictures) / 2
     frames = start_decoding(autoencoder, between, moved=moved)().astype(int)
     assert np.abs(frames - as_bytes(half.clamp(-1, 1))).max() <= 1
+
+
+def stripes(angle, size=2 * SIDE):
+    """Lines of three pixels of S, [1, 3, size, size]."""
+    x = torch.arange(size) * (SIDE / size) * 2 * torch.pi / 6
+    angle = torch.tensor(angle)
+    return 0.4 * (x * angle.cos() + x[:, None] * angle.sin()).sin().expand(1, 3, -1, -1)
+
+
+def drawn(pictures, shown, made_up=0.0):
+    """Frames where all has been drawn."""
+    made_up = torch.full_like(shown[:, :1], made_up)
+    return with_detail(pictures, torch.ones(1, 1, PLACE, PLACE), shown, made_up)
+
+
+INNER = (..., slice(16, -16), slice(16, -16))
+
+
+def test_lines_drawn_as_the_portrait_has_them_are_as_sharp_as_there_in_the_shades_drawn():
+    shown = stripes(0.4)
+    soft = 0.3 * F.interpolate(shown, (SIDE, SIDE), mode="area") + torch.tensor(0.2)
+    frames = drawn(soft, shown)
+    assert (frames - (shown + 0.2))[INNER].abs().mean() < 0.03
+    assert (F.interpolate(soft, scale_factor=2, mode="bicubic") - shown - 0.2).abs().mean() > 0.15
+    # As they are drawn where the portrait has none of its own.
+    as_drawn = drawn(soft, shown, made_up=1.0)
+    assert torch.equal(as_drawn, F.interpolate(soft, scale_factor=2, mode="bicubic"))
+
+
+def test_lines_that_are_not_the_portraits_stay_as_they_are_drawn():
+    other = F.interpolate(stripes(1.9), (SIDE, SIDE), mode="area")
+    frames = drawn(other, stripes(0.4))
+    enlarged = F.interpolate(other, scale_factor=2, mode="bicubic")
+    assert (frames - enlarged)[INNER].abs().mean() < 0.1 * enlarged.abs().mean()
+    opposite = drawn(-F.interpolate(stripes(0.4), (SIDE, SIDE), mode="area"), stripes(0.4))
+    assert (opposite + stripes(0.4))[INNER].abs().mean() < 0.05
+
+
+def test_pores_of_skin_are_the_portraits_although_nothing_has_drawn_them():
+    skin = 0.05 * torch.randn(1, 3, 2 * SIDE, 2 * SIDE, generator=torch.Generator().manual_seed(3))
+    frames = drawn(torch.full((1, 3, SIDE, SIDE), 0.1), skin)
+    assert (frames - 0.1).std() > 0.7 * skin.std()
+    assert frames.mean() == pytest.approx(0.1, abs=0.01)
+
+
+def test_beyond_the_part_that_was_drawn_nothing_would_be_changed(monkeypatch):
+    """On a GPU, where asking for that part would make the host wait, all of it is decoded."""
+    autoencoder = load_model(EMBEDDED).autoencoder
+    generator = torch.Generator().manual_seed(4)
+    shades = torch.rand(2, 3, 16, 16, generator=generator) - 0.5
+    shown = F.interpolate(shades, (4 * SIDE, 4 * SIDE), mode="bicubic")
+    made_up = torch.rand(2, 1, 4 * SIDE, 4 * SIDE, generator=generator)
+    with torch.no_grad():
+        latents = autoencoder.encode(F.interpolate(shown, (2 * SIDE, 2 * SIDE), mode="area"))
+    moved = MovedPortrait(shown, made_up, latents, None)
+    redrawn = latents.clone()
+    redrawn[0, :, 8:10, 2:4] += 0.1
+    redrawn[1, :, 9, 15] += 1  # in the last column
+    shapes, decode = [], autoencoder.decode
+    monkeypatch.setattr(autoencoder, "decode", lambda x: (shapes.append(x.shape), decode(x))[1])
+    part = start_decoding(autoencoder, redrawn, moved=moved)()
+    assert shapes == [(2, 16, 6, 16)]  # two latents around it, not beyond the picture
+    monkeypatch.setattr(autoencoder, "reach", None)
+    whole = start_decoding(autoencoder, redrawn, moved=moved)()
+    assert shapes[-1] == latents.shape
+    assert np.abs(part.astype(int) - whole).max() <= 1
+    changed = (part != as_bytes(shown)).any(-1)
+    assert changed[0].any() and changed[1].any()
+    assert not changed[:, : 7 * 2 * PLACE].any()  # a latent above what was drawn

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from emo_cli.device import upload
 from emo_cli.face_flow import FaceMoves
 from emo_cli.face_points import eye_axes, lip_shape
-from emo_cli.head_flow import HeadMoves, head_flow, moved_pictures
+from emo_cli.head_flow import HeadMoves, Moved, head_flow, moved_pictures, told_places
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.gestures import Gestures, Head
 from emo_cli.mouth import Light, light_on
@@ -44,6 +44,7 @@ class MovedPortrait(NamedTuple):
     """A portrait as a clip's frames are to show it, for a model that is told."""
 
     pictures: Tensor  # [F, 3, L, L] of -1..1
+    made_up: Tensor  # [F, 1, L, L] 0..1, how much of them the portrait does not show
     latents: Tensor  # [F, C, H, W]
     step: Tensor | None  # [1, 1, C, H, W], fp32, of the latents from the frame before; if there is
 
@@ -81,12 +82,13 @@ class ClipConditions:
         window = 2 * config.window + 1
         speed = constant_speed(video.sampling.speed, config.clip_frames, window, self.device)
         heard = self.heard(video, planned.start - before, config.clip_frames + before)
-        (lids, head), pictures = self.gestures(video, planned.start - before, heard)
+        (lids, head), shown = self.gestures(video, planned.start - before, heard)
         moved = None
-        if head is not None and pictures is not None:
+        if head is not None and shown is not None:
             latents = head.moved[0]
             step = (latents[1:2].float() - latents[:1].float())[None] if before else None
-            moved = MovedPortrait(pictures[before:], latents[before:], step)
+            pictures, made_up = shown.pictures[0, before:], shown.made_up[0, before:]
+            moved = MovedPortrait(pictures, made_up, latents[before:], step)
             lids, head = lids[:, before:], Head(*(maps[:, before:] for maps in head))
         inputs = ClipInputs(
             audio=self.audio(video, heard[before:]),
@@ -118,16 +120,16 @@ class ClipConditions:
             maps = self.model.reference_net.motion_features(latents)
         return [x.expand(branches, -1, -1, -1, -1) for x in maps]
 
-    def gestures(self, video: Video, start: int, heard: Tensor) -> tuple[Gestures, Tensor | None]:
+    def gestures(self, video: Video, start: int, heard: Tensor) -> tuple[Gestures, Moved | None]:
         """Eyelids, head and lips of the frames that are heard, the same for every branch; and the
-        portrait moved so, [F, 3, L, L] of -1..1."""
+        portrait moved so, as large as the frames."""
         acting = video.acting.part(slice(start, start + len(heard)))
         lids = self._put(acting.lids)[None]
-        head, pictures = None, None
+        head, shown = None, None
         if self.config.unet.told_head:
             face = self._face(video, acting, lids, heard)
-            head, pictures = self._head(video, acting.head, face)
-        return Gestures(lids.expand(len(video.branches), -1), head), pictures
+            head, shown = self._head(video, acting.head, face)
+        return Gestures(lids.expand(len(video.branches), -1), head), shown
 
     def seen(self, portrait: Portrait) -> SeenPortrait:
         """What of a portrait all clips of a video share."""
@@ -162,24 +164,24 @@ class ClipConditions:
     def _put(self, values: np.ndarray) -> Tensor:
         return upload(torch.from_numpy(values).float(), self.device)
 
-    def _head(self, video: Video, moves: HeadMoves, face: FaceMoves | None) -> tuple[Head, Tensor]:
+    def _head(self, video: Video, moves: HeadMoves, face: FaceMoves | None) -> tuple[Head, Moved]:
         """Where the head is in some frames, for every branch; a null portrait stays null. And the
-        pictures."""
+        portrait moved so, as large as the frames."""
         config, box = self.config, video.portrait.face_box
         field = head_flow(moves, box, config.picture_size, config.latent_size)
         flow = upload(torch.from_numpy(field), self.device)[None]
         picture, shown = video.seen.picture, video.seen.shown
-        (pictures,), eyes = moved_pictures(picture, flow, face)
+        moved = moved_pictures(picture, flow, face)
         with self.at_work(self.model.autoencoder):
-            latents = self.model.autoencoder.encode(pictures.to(self.dtype))
+            latents = self.model.autoencoder.encode(moved.pictures[0].to(self.dtype))
         on = torch.tensor([float(branch.reference) for branch in video.branches])
         on = upload(on.to(self.dtype), self.device)[:, None, None, None, None]
-        head = Head(flow.expand(len(on), -1, -1, -1, -1), on * latents, on * eyes)
+        told = told_places(flow, picture.shape[-1], face)
+        head = Head(flow.expand(len(on), -1, -1, -1, -1), on * latents, on * told)
         larger = shown.shape[-1] / picture.shape[-1]
         if larger != 1:
-            face = face and face.in_picture(larger)
-            (pictures,), _ = moved_pictures(shown, flow, face)
-        return head, pictures
+            moved = moved_pictures(shown, flow, face and face.in_picture(larger))
+        return head, moved
 
 
 def pixels(picture: np.ndarray) -> Tensor:

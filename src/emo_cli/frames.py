@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,12 @@ CPU_DECODE_SLICE = 3  # larger tensors are mapped into memory anew at each call
 # Root mean squares over the latents' channels, whose std is about 1: nearer to the moved portrait
 # than the first a place is the portrait's, farther than the second it is drawn.
 SAME, DRAWN = 0.03, 0.2
+LINE = 4  # pixels of S: lines are finer, shades are not
+FAINT = 5e-3  # sum of squares of RGB, of -1..1
+
+
+Part = tuple[Any, ...]  # an index into latents, and all of them
+EVERYWHERE: Part = (...,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,29 +72,91 @@ def start_decoding(
     """
     if slice_size is None:
         slice_size = CPU_DECODE_SLICE if latents.device.type == "cpu" else len(latents)
-    parts = []
+    part, drawn, parts = EVERYWHERE, latents, []
+    if moved is not None:
+        drawn = _drawn((latents - moved.latents[: len(latents)]).float())
+        part = _part_drawn(drawn, autoencoder.reach)
     for start in range(0, len(latents), slice_size):
-        part = latents[start : start + slice_size]
-        pictures = autoencoder.decode(part).float()
+        now = slice(start, min(start + slice_size, len(latents)))
+        pictures = autoencoder.decode(latents[now][part]).float()
         if moved is not None:
-            told, shown = (x[start : start + len(part)] for x in (moved.latents, moved.pictures))
-            pictures = with_detail(pictures, (part - told).float(), shown)
+            frames = moved.pictures[now].clone()
+            shown, made_up = (_in_pictures(x, part, latents) for x in (frames, moved.made_up[now]))
+            shown.copy_(with_detail(pictures, drawn[now][part], shown, made_up))
+            pictures = frames
         parts.append((pictures.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8))
     arrived = download(torch.cat(parts).permute(0, 2, 3, 1).contiguous())
     return lambda: arrived().numpy()
 
 
-def with_detail(pictures: Tensor, beside: Tensor, shown: Tensor) -> Tensor:
+def _drawn(beside: Tensor) -> Tensor:
+    """0..1, [F, 1, H, W]: what is not the moved portrait any more, whose latents differ by so much,
+    [F, C, H, W]."""
+    far = beside.square().mean(1, keepdim=True).sqrt()
+    return ((far - SAME) / (DRAWN - SAME)).clamp(0, 1)
+
+
+def _part_drawn(drawn: Tensor, reach: int | None) -> Part:
+    """The part of latents [F, 1, H, W] that has to be decoded for what was drawn in any frame.
+
+    reach: so many latents around it count; None: all. A GPU is through with all of them sooner than
+    the host has asked it.
+    """
+    if reach is None or not drawn.is_cpu:
+        return EVERYWHERE
+    seen, sides = drawn.amax((0, 1)) > 0, []
+    for lines in (seen.any(1), seen.any(0)):
+        found = lines.nonzero()
+        first, last = (int(found[0]), int(found[-1])) if len(found) else (0, 0)
+        sides.append(slice(max(0, first - reach), min(last + 1 + reach, len(lines))))
+    return (..., *sides)
+
+
+def _in_pictures(pictures: Tensor, part: Part, latents: Tensor) -> Tensor:
+    """A part of latents, in pictures."""
+    if part == EVERYWHERE:
+        return pictures
+    times = pictures.shape[-1] // latents.shape[-1]
+    rows, columns = (slice(times * side.start, times * side.stop) for side in part[1:])
+    return pictures[..., rows, columns]
+
+
+def with_detail(pictures: Tensor, drawn: Tensor, shown: Tensor, made_up: Tensor) -> Tensor:
     """Decoded pictures [F, 3, S, S] where something was drawn, elsewhere what was to be shown, in
     its size, [F, 3, L, L].
 
-    A small autoencoder smooths hair, skin and writing that the moved portrait has; what the network
-    has drawn, as lips that speak, stays as it is. beside: by how much the latents differ from the
-    portrait's, [F, C, H, W].
+    A small autoencoder smooths skin, hair and writing that the moved portrait has, a small network
+    lips and teeth: what it draws keeps its shades, and its lines where they are not the portrait's.
+    drawn: 0..1, [F, 1, H, W]; made_up: how much of what was to be shown the portrait does not
+    show, [F, 1, L, L].
     """
-    far = beside.square().mean(1, keepdim=True).sqrt()
-    drawn = ((far - SAME) / (DRAWN - SAME)).clamp(0, 1)
-    drawn = F.interpolate(drawn, shown.shape[-2:], mode="bilinear")
-    if shown.shape[-1] != pictures.shape[-1]:
-        pictures = F.interpolate(pictures, shown.shape[-2:], mode="bicubic")
+    size, small_size = shown.shape[-2:], pictures.shape[-2:]
+    small = F.interpolate(shown, small_size, mode="area")
+    shades, shown_shades = _around(pictures), _around(small)
+    lines, shown_lines = (
+        x - F.interpolate(around, small_size, mode="bilinear")
+        for x, around in ((pictures, shades), (small, shown_shades))
+    )
+    drawn, alike, lighter = (
+        F.interpolate(x, size, mode="bilinear")
+        for x in (drawn, _alike(lines, shown_lines), shades - shown_shades)
+    )
+    if small_size != size:
+        pictures = F.interpolate(pictures, size, mode="bicubic")
+    pictures = torch.lerp(pictures, shown + lighter, alike * (1 - made_up))
     return torch.lerp(shown, pictures, drawn)
+
+
+def _alike(lines: Tensor, others: Tensor) -> Tensor:
+    """How far lines of pictures [F, 3, S, S] are the same around places, 0..1, as `_around` has
+    them; such as are faint as pores are."""
+    both, own, other = (
+        _around((x * y).sum(1, keepdim=True)) + FAINT
+        for x, y in ((lines, others), (lines, lines), (others, others))
+    )
+    return (both / (own * other).sqrt()).clamp(0, 1)
+
+
+def _around(x: Tensor) -> Tensor:
+    """Means of maps [F, C, S, S] where no lines are left of them, one for LINE x LINE places."""
+    return F.avg_pool2d(x, 2 * LINE, LINE, LINE // 2, count_include_pad=False)

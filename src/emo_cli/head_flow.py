@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emo_cli.face_flow import FaceMoves, move_face
+from emo_cli.face_flow import FaceMoves, move_face, speaks
 from emo_cli.faces import Box
 
 Array = NDArray[np.floating]
@@ -70,7 +70,7 @@ class Moved(NamedTuple):
     """Pictures that have been moved."""
 
     pictures: Tensor  # [B, T, 3, S, S] of -1..1
-    eyes: Tensor  # [B, T, 1, H, W] 0..1, where the picture is all that there is to draw
+    made_up: Tensor  # [B, T, 1, S, S] 0..1, how much of them the picture does not show
 
 
 def moved_pictures(pictures: Tensor, flow: Tensor, face: FaceMoves | None = None) -> Moved:
@@ -85,17 +85,31 @@ def moved_pictures(pictures: Tensor, flow: Tensor, face: FaceMoves | None = None
         frames = slice(start, start + at_once)
         moves = None if face is None else face.part(frames)
         parts.append(_moved(pictures, flow[:, frames], moves))
-    moved, eyes = (torch.cat(part, 1) for part in zip(*parts, strict=True))
-    return Moved(moved, eyes)
+    return Moved(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
+
+
+def told_places(flow: Tensor, size: int, face: FaceMoves | None) -> Tensor:
+    """0..1, [B, T, 1, H, W]: where moved pictures are all that there is to draw, which is beside
+    the lower face; nowhere without a face that moves. size: S."""
+    if face is None:
+        return torch.zeros_like(flow[:, :, :1])
+    return 1 - speaks(_sources(flow.float(), size), face)[:, :, None]
+
+
+def _sources(flow: Tensor, size: int) -> Tensor:
+    """Where places come from in a picture so large, in its pixels: fields [..., 2, H, W] in their
+    own -> [..., H, W, 2]."""
+    height, width = flow.shape[-2:]
+    x, y = (torch.arange(n, device=flow.device) + 0.5 for n in (width, height))
+    at = torch.stack([x + flow[..., 0, :, :], y[:, None] + flow[..., 1, :, :]], -1)
+    return size / width * at
 
 
 def _moved(pictures: Tensor, flow: Tensor, face: FaceMoves | None) -> Moved:
     (batch, frames), size = flow.shape[:2], pictures.shape[-1]
+    times = size / flow.shape[-1]
     fine = F.interpolate(flow.flatten(0, 1).float(), (size, size), mode="bilinear")
-    axis = torch.arange(size, device=flow.device) + 0.5
-    step = size / flow.shape[-1]
-    at = torch.stack([axis + step * fine[:, 0], axis[:, None] + step * fine[:, 1]], -1)
-    moved = None
+    at, moved = _sources(times * fine, size), None
     if face is not None:
         moved = move_face(at.unflatten(0, (batch, frames)), face)
         at = moved.at.flatten(0, 1)
@@ -106,9 +120,7 @@ def _moved(pictures: Tensor, flow: Tensor, face: FaceMoves | None) -> Moved:
     )
     low, high = still.amin(), still.amax()  # bicubic sampling overshoots at edges
     fetched = fetched.clamp(low, high).unflatten(0, (batch, frames))
-    if face is None or moved is None:
-        return Moved(fetched, torch.zeros_like(flow[:, :, :1]))
-    colour = (2 * moved.inside.colour - 1).movedim(-1, 2)
-    fetched = torch.lerp(fetched, colour, moved.inside.cover[:, :, None])
-    height, width = flow.shape[-2:]
-    return Moved(fetched, F.adaptive_avg_pool2d(moved.eyes, (height, width))[:, :, None])
+    if moved is None:
+        return Moved(fetched, torch.zeros_like(fetched[:, :, :1]))
+    colour, cover = (2 * moved.over.colour - 1).movedim(-1, 2), moved.over.cover[:, :, None]
+    return Moved(torch.lerp(fetched, colour, cover), cover)

@@ -92,6 +92,8 @@ class PatchAutoencoder(nn.Module):
     CPU; the networks' last layers start at zero, so training begins at the PCA's quality.
     """
 
+    reach: int | None = 2  # latents: those farther off change a decoded byte by 1 at most
+
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         if 2 ** len(config.encoder_widths) != config.factor:
@@ -149,6 +151,8 @@ class PatchAutoencoder(nn.Module):
 
 class KLAutoencoder(nn.Module):
     """diffusers' AutoencoderKL under the file's parameter names; the posterior's mode, scaled."""
+
+    reach: int | None = None  # attention: every place depends on all latents
 
     def __init__(self, config: AutoencoderConfig) -> None:
         from diffusers import AutoencoderKL  # slow to import, and mini does without

@@ -228,8 +228,8 @@ class Backbone(UNet):
         if self.copy is None:
             return x
         assert video.alphas is not None  # prepare_video keeps them
-        eyes = None if clip.head is None else clip.head.eyes
-        return self.copy(x, latents, video.alphas[timesteps.long()], _portrait(video, clip), eyes)
+        told = None if clip.head is None else clip.head.told
+        return self.copy(x, latents, video.alphas[timesteps.long()], _portrait(video, clip), told)
 
 
 class CopyGate(nn.Module):
@@ -256,15 +256,15 @@ class CopyGate(nn.Module):
         latents: Tensor,
         alpha: Tensor,
         portrait: Tensor,
-        eyes: Tensor | None = None,
+        told: Tensor | None = None,
     ) -> Tensor:
         """v [B, F, C, H, W] of a Backbone's v and gate [B, F, C + 1, H, W].
 
-        latents: the noisy ones [B, F, C, H, W] at alpha [B]; portrait [B, F or 1, C, H, W]; eyes
+        latents: the noisy ones [B, F, C, H, W] at alpha [B]; portrait [B, F or 1, C, H, W]; told
         [B, F, 1, H, W] 0..1, where the gate is open at least so far.
         """
         v, gate = x[:, :, :-1].float(), (GATE_SCALE * x[:, :, -1:].float()).sigmoid()
-        gate = gate if eyes is None else torch.maximum(gate, eyes.float())
+        gate = gate if told is None else torch.maximum(gate, told.float())
         alpha = alpha.view(-1, 1, 1, 1, 1)
         copied = (alpha.sqrt() * latents - portrait) / (1 - alpha).sqrt()  # leads to the portrait
         return torch.lerp(v, copied, gate).to(x.dtype)

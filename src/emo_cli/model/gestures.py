@@ -22,7 +22,7 @@ class Head(NamedTuple):
 
     flow: Tensor  # [B, F, 2, H, W], `head_flow.py`'s field
     moved: Tensor  # [B, F, C, H, W], latents of the portrait moved by it, and its lips and eyes
-    eyes: Tensor  # [B, F, 1, H, W] 0..1, where those latents are all that there is to draw
+    told: Tensor  # [B, F, 1, H, W] 0..1, where those latents are all that there is to draw
 
 
 class Gestures(NamedTuple):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from emo_cli.conditions import windows
 from emo_cli.config import DiffusionConfig, ModelConfig
 from emo_cli.face_flow import FaceMoves
-from emo_cli.head_flow import moved_pictures
+from emo_cli.head_flow import moved_pictures, told_places
 from emo_cli.model.backbone import Backbone
 from emo_cli.model.emo_model import EmoModel
 from emo_cli.model.gestures import Gestures, Head
@@ -190,14 +190,14 @@ class DenoisingLoss(nn.Module):
         flow, face = batch["flow"].to(portrait), None
         if self.config.unet.told_lips:
             points = batch["face_points"]
-            told = {name: batch[name] for name in ("lips", "lids", "brows", "gaze")}
-            face = FaceMoves(points=points, light=light_on(pictures, points), **told)
-        pictures, eyes = moved_pictures(pictures, flow, face)
-        moved = fold_frames(pictures).to(portrait)
-        latents = torch.cat([autoencoder.encode(part) for part in moved.split(ENCODE_SLICE)])
+            moves = {name: batch[name] for name in ("lips", "lids", "brows", "gaze")}
+            face = FaceMoves(points=points, light=light_on(pictures, points), **moves)
+        told = told_places(flow, pictures.shape[-1], face)
+        frames = fold_frames(moved_pictures(pictures, flow, face).pictures).to(portrait)
+        latents = torch.cat([autoencoder.encode(part) for part in frames.split(ENCODE_SLICE)])
         latents = unfold_frames(latents, flow.shape[1]).to(portrait)
         keep = keep[:, None, None, None, None]
-        return Head(flow, keep * latents, keep * eyes)
+        return Head(flow, keep * latents, keep * told)
 
     def _audio(self, batch: dict[str, Tensor], like: Tensor) -> Tensor:
         """Windows [B, F, 2m+1, L*D]; the null condition where sound does not take part."""

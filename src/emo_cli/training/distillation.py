@@ -205,8 +205,8 @@ def without(conditions: Conditions, *, reference: bool, audio: bool) -> Conditio
         return conditions
     gestures = conditions.gestures
     if gestures.head is not None:
-        moved, eyes = (torch.zeros_like(x) for x in gestures.head[1:])
-        head = gestures.head._replace(moved=moved, eyes=eyes)
+        moved, told = (torch.zeros_like(x) for x in gestures.head[1:])
+        head = gestures.head._replace(moved=moved, told=told)
         gestures = gestures._replace(head=head)
     return conditions._replace(
         features=[torch.zeros_like(x) for x in conditions.features],
