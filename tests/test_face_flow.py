@@ -9,7 +9,7 @@ from emo_cli.face_flow import FaceMoves, move_face, speaks
 from emo_cli.face_points import EYES, FACE_POINTS, eye_shape, lip_shape, usual_points
 from emo_cli.faces import find_faces
 from emo_cli.head_flow import moved_pictures
-from emo_cli.lip_flow import BEHIND_TEETH, BITE, LOWER_SHARE, OWN_BITE, SHOWS_INSIDE
+from emo_cli.lip_flow import BEHIND_TEETH, BITE, LOWER_SHARE, OWN_BITE, SHOWS_INSIDE, SLIT
 from emo_cli.mouth import Light, light_on
 
 SIDE = 128
@@ -265,6 +265,17 @@ def lit_mouth(skin, eyes=None):
     light = light_on(picture, torch.from_numpy(SHUT)[None])
     face = face_of(SHUT, gap=0.25 * EYE_DISTANCE, light=light)
     return (moved_pictures(picture, torch.zeros(1, 1, 2, 16, 16), face).pictures[0] + 1) / 2
+
+
+def test_lips_that_close_over_teeth_leave_a_dark_line_and_not_a_bright_one():
+    colour, cover = laid_over(0, PARTED)
+    line = 86 + (1 - LOWER_SHARE) * 12
+    assert 0.5 * SLIT < cover[round(line), 64] <= SLIT  # half a pixel off
+    assert not cover[round(line) - 4].any() and not cover[round(line) + 4].any()
+    assert (colour[round(line), 50:78] < 0.02).all()
+    assert not laid_over(0, SHUT)[1].any()  # that has its own
+    between = laid_over(1.5, PARTED)[1][round(line), 64]
+    assert 0 < between < cover[round(line), 64]
 
 
 def test_a_mouth_is_as_light_as_its_face():

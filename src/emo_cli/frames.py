@@ -24,6 +24,7 @@ CPU_DECODE_SLICE = 3  # larger tensors are mapped into memory anew at each call
 # than the first a place is the portrait's, farther than the second it is drawn.
 SAME, DRAWN = 0.03, 0.2
 LINE = 4  # pixels of S: lines are finer, shades are not
+MADE_UP = 0.5  # lines that the portrait does not show itself, as of drawn teeth, count less by this
 FAINT = 5e-3  # sum of squares of RGB, of -1..1
 
 
@@ -143,7 +144,7 @@ def with_detail(pictures: Tensor, drawn: Tensor, shown: Tensor, made_up: Tensor)
     )
     if small_size != size:
         pictures = F.interpolate(pictures, size, mode="bicubic")
-    pictures = torch.lerp(pictures, shown + lighter, alike * (1 - made_up))
+    pictures = torch.lerp(pictures, shown + lighter, alike * (1 - MADE_UP * made_up))
     return torch.lerp(shown, pictures, drawn)
 
 

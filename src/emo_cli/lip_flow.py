@@ -27,6 +27,9 @@ EDGE = 0.05  # of half a mouth's width: over that the inside begins
 TEETH = drawn_teeth(0)
 BITE = 0.028  # of the eyes: so far below the line where lips meet teeth end
 OWN_BITE = 0.15  # of the gap of an open portrait: so far above its lower lip its own end
+# How dark it is between lips that meet; lips so far apart let light in, and over so much of the
+# lips it fades; of half a mouth's width.
+SLIT, NARROW, SLIT_FADES = 0.55, 0.14, 0.06
 WIDER = (0.6, 1.6)  # lips of a portrait are made narrower and wider so far
 
 
@@ -146,4 +149,17 @@ def inside_of(mouth: Mouth) -> tuple[Tensor, Tensor]:
     row = upload(torch.from_numpy(TEETH.upper), down.device), upper_at
     colour = inside_colours([row], tongue_at).view(*down.shape, 3)
     width = 2 * mouth.half
-    return colour * shade((mouth.x + 1) / 2, (below - high) / width, mouth.gap / width), cover
+    colour = colour * shade((mouth.x + 1) / 2, (below - high) / width, mouth.gap / width)
+    dark = shows * _dark(mouth, torch.maximum(below - low, high - below))
+    both = cover + dark - cover * dark
+    return colour * (cover * (1 - dark) / both.clamp_min(1e-6))[..., None], both
+
+
+def _dark(mouth: Mouth, beyond: Tensor) -> Tensor:
+    """0..1: the shadow between lips that nearly meet, which a portrait that shows teeth has not.
+
+    beyond: the slit, in pixels.
+    """
+    narrow = 1 - smooth(mouth.gap / (NARROW * mouth.half))
+    near = 1 - smooth(beyond / (SLIT_FADES * mouth.half))
+    return SLIT * narrow * near * (3 * bow_of(mouth.x)).clamp(0, 1)
