@@ -34,7 +34,10 @@ def clip_phases(engine: Engine, video: Video) -> dict[str, Phase]:
     size, channels = config.latent_size, config.autoencoder.latent_channels
     shape = (1, config.clip_frames, channels, size, size)
     noise = clip_noise(shape, clip_generator(0, 0), 0.0).to(device)
-    motion = noise[:, -config.motion_frames :]
+    # Real clips: of noise all would have to be decoded, where a CPU decodes what was drawn.
+    latents, _ = engine._denoise_clip(video, planned, None)
+    motion = latents[:, -config.motion_frames :]
+    latents, moved = engine._denoise_clip(video, planned, motion)
 
     def prepare() -> Any:
         conditions, _ = engine.conditions.of_clip(video, planned, motion)
@@ -51,8 +54,7 @@ def clip_phases(engine: Engine, video: Video) -> dict[str, Phase]:
         "clip conditions": Phase(call=prepare, times=1),
     }
     phases |= step_phases(engine, video, prepare(), noise.to(engine.dtype))
-    _, moved = engine.conditions.of_clip(video, planned, motion)
-    decode = partial(engine._start_decoding, noise, config.clip_frames, moved)
+    decode = partial(engine._start_decoding, latents, config.clip_frames, moved)
     return phases | {"decode": Phase(call=decode, times=1)}
 
 
