@@ -30,14 +30,15 @@ class Phase:
 def clip_phases(engine: Engine, video: Video) -> dict[str, Phase]:
     """What a clip with motion frames consists of, kind by kind of step; weights are resident."""
     config, device = engine.config, engine.device
-    planned = list(plan(video.num_frames, config.clip_frames))[-1]
+    before, planned = list(plan(video.num_frames, config.clip_frames))[-2:]
     size, channels = config.latent_size, config.autoencoder.latent_channels
     shape = (1, config.clip_frames, channels, size, size)
     noise = clip_noise(shape, clip_generator(0, 0), 0.0).to(device)
-    # Real clips: of noise all would have to be decoded, where a CPU decodes what was drawn.
-    latents, _ = engine._denoise_clip(video, planned, None)
+    latents, moved = noise, None
+    if config.unet.told_head:  # a CPU decodes what was drawn, which of noise were all
+        latents, _ = engine._denoise_clip(video, before, None)
+        latents, moved = engine._denoise_clip(video, planned, latents[:, -config.motion_frames :])
     motion = latents[:, -config.motion_frames :]
-    latents, moved = engine._denoise_clip(video, planned, motion)
 
     def prepare() -> Any:
         conditions, _ = engine.conditions.of_clip(video, planned, motion)

@@ -37,7 +37,7 @@ class Clip:
     """Some finished frames of a video."""
 
     index: int
-    frames: np.ndarray  # uint8 RGB [F, S, S, 3]; fewer than F at the end of the sound
+    frames: np.ndarray  # uint8 RGB [F, L, L, 3]; fewer than F at the end of the sound
     motion: Tensor  # [1, M, C, H, W] fp32: what the next clip starts from
     seconds: float
 
