@@ -152,7 +152,7 @@ class PatchAutoencoder(nn.Module):
 class KLAutoencoder(nn.Module):
     """diffusers' AutoencoderKL under the file's parameter names; the posterior's mode, scaled."""
 
-    reach: int | None = None  # attention: every place depends on all latents
+    reach: int | None = None  # attention and norms: every place depends on all latents
 
     def __init__(self, config: AutoencoderConfig) -> None:
         from diffusers import AutoencoderKL  # slow to import, and mini does without

@@ -236,8 +236,8 @@ class CopyGate(nn.Module):
     """Where nothing moves, a video shows its portrait: a small network need not draw it anew.
 
     Not EMO's: `mini` is too small to take all the noise from 16 channels, and what it leaves crawls
-    in still backgrounds and changes with every clip. Eyes that are told all that they do need none
-    either: it would draw lids and brows of people whom it has never seen less clearly.
+    in still backgrounds and changes with every clip. Beside the lower face, where all that moves is
+    told, it need not either: it would draw people whom it has never seen less clearly.
     """
 
     def __init__(self, diffusion: DiffusionConfig) -> None:
