@@ -25,7 +25,7 @@ CPU_DECODE_SLICE = 3  # larger tensors are mapped into memory anew at each call
 SAME, DRAWN = 0.03, 0.2
 LINE = 4  # pixels of S: lines are finer, shades are not
 MADE_UP = 0.5  # lines that the portrait does not show itself, as of drawn teeth, count less by this
-FAINT = 5e-3  # sum of squares of RGB, of -1..1
+FAINT = 0.05  # sum of squares of RGB, of -1..1: weaker lines say little
 
 
 Part = tuple[Any, ...]  # an index into latents, and all of them
@@ -149,13 +149,14 @@ def with_detail(pictures: Tensor, drawn: Tensor, shown: Tensor, made_up: Tensor)
 
 
 def _alike(lines: Tensor, others: Tensor) -> Tensor:
-    """How far lines of pictures [F, 3, S, S] are the same around places, 0..1, as `_around` has
-    them; such as are faint as pores are."""
+    """How far lines of pictures [F, 3, S, S] are those of others, 0..1, around places, as `_around`
+    has them; where there are next to none, the others' do."""
     both, own, other = (
-        _around((x * y).sum(1, keepdim=True)) + FAINT
+        _around((x * y).sum(1, keepdim=True))
         for x, y in ((lines, others), (lines, lines), (others, others))
     )
-    return (both / (own * other).sqrt()).clamp(0, 1)
+    explained = both.clamp_min(0).square() / other.clamp_min(1e-6)
+    return ((explained + FAINT) / (own + FAINT)).clamp(0, 1)
 
 
 def _around(x: Tensor) -> Tensor:
