@@ -110,6 +110,16 @@ def test_pictures_are_fetched_from_where_the_field_points():
     assert found.min() >= pictures.min() and found.max() <= pictures.max()
 
 
+def test_beyond_its_borders_a_picture_is_mirrored():
+    """Hair that the picture cuts off: its last row, again and again, would be stripes."""
+    pictures = torch.rand(1, 3, 32, 32)
+    flow = torch.zeros(1, 1, 2, 8, 8)
+    flow[:, :, 1] = -1  # from four pixels above
+    found = moved_pictures(pictures, flow).pictures[0, 0]
+    assert torch.allclose(found[:, 4:], pictures[0, :, :-4], atol=1e-5)
+    assert torch.allclose(found[:, :4], pictures[0, :, :4].flip(1), atol=1e-5)
+
+
 def test_a_larger_picture_is_moved_as_the_smaller_one_is():
     x = torch.linspace(0, 3, 128)
     larger = (x.sin() * (x[:, None] / 2).cos()).expand(1, 3, 128, 128)

@@ -74,7 +74,8 @@ class Moved(NamedTuple):
 
 
 def moved_pictures(pictures: Tensor, flow: Tensor, face: FaceMoves | None = None) -> Moved:
-    """Each picture [B, 3, S, S] of -1..1 moved by its field [B, T, 2, H, W].
+    """Each picture [B, 3, S, S] of -1..1, mirrored at its borders, moved by its field
+    [B, T, 2, H, W].
 
     face: what the face of each has done besides, in pixels of S.
     """
@@ -116,7 +117,7 @@ def _moved(pictures: Tensor, flow: Tensor, face: FaceMoves | None) -> Moved:
     still = pictures.repeat_interleave(frames, 0)
     place = at * (2 / size) - 1
     fetched = F.grid_sample(
-        still, place, mode="bicubic", padding_mode="border", align_corners=False
+        still, place, mode="bicubic", padding_mode="reflection", align_corners=False
     )
     low, high = still.amin(), still.amax()  # bicubic sampling overshoots at edges
     fetched = fetched.clamp(low, high).unflatten(0, (batch, frames))
