@@ -30,7 +30,8 @@ class Phase:
 def clip_phases(engine: Engine, video: Video) -> dict[str, Phase]:
     """What a clip with motion frames consists of, kind by kind of step; weights are resident."""
     config, device = engine.config, engine.device
-    before, planned = list(plan(video.num_frames, config.clip_frames))[-2:]
+    last = list(plan(video.num_frames, config.clip_frames))[-2:]
+    before, planned = last[0], last[-1]
     size, channels = config.latent_size, config.autoencoder.latent_channels
     shape = (1, config.clip_frames, channels, size, size)
     noise = clip_noise(shape, clip_generator(0, 0), 0.0).to(device)

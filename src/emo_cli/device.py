@@ -146,3 +146,17 @@ def peak_device_mib(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+
+
+def part_seen(seen: torch.Tensor, reach: int, times: int = 1) -> tuple[slice, slice]:
+    """Rows and columns that hold all places [H, W] that are seen, and `reach` more on each side.
+
+    times: of a map so many times as fine. The host waits for it: not for tensors on a GPU, which is
+    through with the whole map sooner.
+    """
+    sides = []
+    for lines in (seen.any(1), seen.any(0)):
+        found = lines.nonzero()
+        first, last = (int(found[0]), int(found[-1])) if len(found) else (0, 0)
+        sides.append(slice(times * max(0, first - reach), times * (last + 1 + reach)))
+    return sides[0], sides[1]

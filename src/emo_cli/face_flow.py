@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from emo_cli.device import part_seen
 from emo_cli.eye_flow import brow_moves, eye_moves, eye_reach, lid_shadow
 from emo_cli.face_axes import axes_of, smooth
 from emo_cli.face_points import LEAST, LEFT_EYE, LEFT_IRIS, RIGHT_EYE
@@ -52,7 +53,7 @@ class FaceMoves(NamedTuple):
 
 
 class Overlay(NamedTuple):
-    """What the portrait does not show: a mouth's inside, the shadow of lids that fall."""
+    """What the portrait does not show: a mouth's inside, shadows of lids and lips that close."""
 
     colour: Tensor  # [B, F, S, S, 3] RGB of 0..1, in the light of the portrait; shadows are black
     cover: Tensor  # [B, F, S, S] 0..1, how much of each place it takes
@@ -81,7 +82,7 @@ def move_face(at: Tensor, face: FaceMoves) -> MovedFace:
     part = _around(at, axes.centre, 2.4 * torch.maximum(axes.half, axes.height(chin) / 1.3))
     mouth = mouth_at(at[part], axes, (upper, lower), gap, wider, eyes)
     moved[part] += lip_moves(mouth, axes, chin, nose)
-    part = _around(at, axes.centre, inside_reach(axes, gap))
+    part = _around(at, axes.centre, inside_reach(axes, gap))  # smaller: an inside is dear
     mouth = mouth_at(at[part], axes, (upper, lower), gap, wider, eyes)
     colour, over.cover[part] = inside_of(mouth)
     over.colour[part] = face.light.on(colour) * (over.cover[part] > 0)[..., None]
@@ -115,14 +116,9 @@ def speaks(at: Tensor, face: FaceMoves) -> Tensor:
 
 def _around(at: Tensor, centre: Tensor, reach: Tensor) -> tuple[slice, ...]:
     """The part of the picture whose places lie so near to a centre in any frame; beyond it nothing
-    moves. A GPU moves the whole picture sooner than the host has asked it for that part."""
+    moves. On a GPU all of it is moved: the host would wait for that part."""
     if not at.is_cpu:
         return (slice(None),) * 4
     few = at[:, :, ::EVERY, ::EVERY]
     near = ((few - centre).abs().amax(-1) <= reach).flatten(0, 1).any(0)
-    sides = []
-    for lines in (near.any(1), near.any(0)):
-        seen = EVERY * lines.nonzero()
-        first, last = (int(seen[0]), int(seen[-1])) if len(seen) else (0, -2 * EVERY)
-        sides.append(slice(max(0, first - EVERY), max(0, last + EVERY)))
-    return (slice(None), slice(None), *sides)
+    return (slice(None), slice(None), *part_seen(near, 1, times=EVERY))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emo_cli.conditions import MovedPortrait
-from emo_cli.device import download
+from emo_cli.device import download, part_seen
 from emo_cli.model.autoencoder import KLAutoencoder, PatchAutoencoder
 
 CPU_DECODE_SLICE = 3  # larger tensors are mapped into memory anew at each call
@@ -26,7 +26,6 @@ SAME, DRAWN = 0.03, 0.2
 LINE = 4  # pixels of S: lines are finer, shades are not
 MADE_UP = 0.5  # lines that the portrait does not show itself, as of drawn teeth, count less by this
 FAINT = 0.05  # sum of squares of RGB, of -1..1: weaker lines say little
-
 
 Part = tuple[Any, ...]  # an index into latents, and all of them
 EVERYWHERE: Part = (...,)
@@ -100,17 +99,11 @@ def _drawn(beside: Tensor) -> Tensor:
 def _part_drawn(drawn: Tensor, reach: int | None) -> Part:
     """The part of latents [F, 1, H, W] that has to be decoded for what was drawn in any frame.
 
-    reach: so many latents around it count; None: all. A GPU is through with all of them sooner than
-    the host has asked it.
+    reach: so many latents around it count; None: all, as on a GPU, for which the host would wait.
     """
     if reach is None or not drawn.is_cpu:
         return EVERYWHERE
-    seen, sides = drawn.amax((0, 1)) > 0, []
-    for lines in (seen.any(1), seen.any(0)):
-        found = lines.nonzero()
-        first, last = (int(found[0]), int(found[-1])) if len(found) else (0, 0)
-        sides.append(slice(max(0, first - reach), min(last + 1 + reach, len(lines))))
-    return (..., *sides)
+    return (..., *part_seen(drawn.amax((0, 1)) > 0, reach))
 
 
 def _in_pictures(pictures: Tensor, part: Part, latents: Tensor) -> Tensor:
@@ -133,10 +126,10 @@ def with_detail(pictures: Tensor, drawn: Tensor, shown: Tensor, made_up: Tensor)
     """
     size, small_size = shown.shape[-2:], pictures.shape[-2:]
     small = F.interpolate(shown, small_size, mode="area")
-    shades, shown_shades = _around(pictures), _around(small)
+    shades, shown_shades = _means(pictures), _means(small)
     lines, shown_lines = (
-        x - F.interpolate(around, small_size, mode="bilinear")
-        for x, around in ((pictures, shades), (small, shown_shades))
+        x - F.interpolate(means, small_size, mode="bilinear")
+        for x, means in ((pictures, shades), (small, shown_shades))
     )
     drawn, alike, lighter = (
         F.interpolate(x, size, mode="bilinear")
@@ -149,16 +142,16 @@ def with_detail(pictures: Tensor, drawn: Tensor, shown: Tensor, made_up: Tensor)
 
 
 def _alike(lines: Tensor, others: Tensor) -> Tensor:
-    """How far lines of pictures [F, 3, S, S] are those of others, 0..1, around places, as `_around`
+    """How far lines of pictures [F, 3, S, S] are those of others, 0..1, around places, as `_means`
     has them; where there are next to none, the others' do."""
     both, own, other = (
-        _around((x * y).sum(1, keepdim=True))
+        _means((x * y).sum(1, keepdim=True))
         for x, y in ((lines, others), (lines, lines), (others, others))
     )
     explained = both.clamp_min(0).square() / other.clamp_min(1e-6)
     return ((explained + FAINT) / (own + FAINT)).clamp(0, 1)
 
 
-def _around(x: Tensor) -> Tensor:
+def _means(x: Tensor) -> Tensor:
     """Means of maps [F, C, S, S] where no lines are left of them, one for LINE x LINE places."""
     return F.avg_pool2d(x, 2 * LINE, LINE, LINE // 2, count_include_pad=False)

@@ -92,7 +92,7 @@ class PatchAutoencoder(nn.Module):
     CPU; the networks' last layers start at zero, so training begins at the PCA's quality.
     """
 
-    reach: int | None = 2  # latents: those farther off change a decoded byte by 1 at most
+    reach: int | None = 2  # latents: those farther off change a byte by 1 at most, in `mini`
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
